@@ -1,0 +1,146 @@
+"""What the engine is asked, and what becomes of it: plain data, no tensor.
+
+A `GenerationRequest` is frozen and comes from the server; a `Sequence` is its life in the engine and
+is changed by the scheduler alone; a `Pick` is what the sampler chose for one row; a `TokenEvent` is
+what the client's side hears: one token, or the end, and every request hears exactly one end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+Lane = Literal["interactive", "batch", "warm"]
+Priority = Literal["high", "medium", "low"]
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+LANES: tuple[Lane, ...] = ("interactive", "batch", "warm")  # first goes first
+_NO_BIAS: Mapping[int, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen. Temperature 0 is greedy: the first of the largest logits.
+
+    `top_k` 0 and `min_p` 0 are off. `stop` holds strings and is judged where text is made (the
+    server); the engine itself ends at the model's end tokens and at `max_tokens`. `max_tokens` 0
+    computes the prompt and generates nothing. `top_logprobs` None wants no log-probabilities, 0 wants
+    the chosen token's alone.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default=_NO_BIAS)
+    max_tokens: int = 16
+    top_logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One prompt to continue.
+
+    `salt` parts the prefix cache: KV of one salt is never seen under another. `priority` and `ttl_s`
+    say how long its blocks are worth keeping once nobody uses them. `reuse` False neither reads nor
+    feeds the prefix cache. `score_prompt` wants the log-probability of every prompt token.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    salt: str = ""
+    priority: Priority = "medium"
+    ttl_s: float = math.inf
+    lane: Lane = "interactive"
+    reuse: bool = True
+    score_prompt: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """The life of a request in the engine. Only the scheduler (and for its own field the sampler) writes.
+
+    tokens   prompt, then what was generated
+    blocks   ids of the KV blocks: blocks[i] holds positions [i*P, (i+1)*P). Read it anew in every step:
+             a block may be exchanged for an equal one between steps, and preemption empties the list
+    computed KV is there for tokens[0:computed)
+    prefill_stop  positions [0, prefill_stop) are written by prefill rows, the others by decode rows
+    chain    keys of the full blocks of `tokens` in the prefix index, as far as computed
+    published  how many leading blocks are in the prefix index
+    """
+
+    request: GenerationRequest
+    serial: int
+    tokens: list[int]
+    blocks: list[int] = field(default_factory=list)
+    computed: int = 0
+    hit_tokens: int = 0
+    prefill_stop: int = 0
+    chain: list[bytes] = field(default_factory=list)
+    published: int = 0
+    preemptions: int = 0
+    sampler_state: Any = None
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.request.sampling
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def generated(self) -> int:
+        """How many tokens were generated so far."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.id} {self.request.lane} tokens={self.prompt_tokens}+{self.generated}"
+            f" computed={self.computed} hit={self.hit_tokens} blocks={len(self.blocks)})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """What the sampler chose for one row. Log-probabilities are natural, of the unmodified distribution.
+
+    `top` holds (token, log-probability) of the most likely tokens, best first, as many as asked.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One token, or the end (`finish` set), or both in one for the last token.
+
+    `token` is None in an end without a token: an end token of the model (never shown), an abort, an
+    error, or a prompt that was only to be computed. `hit_tokens` is how much of the prompt came out of
+    the prefix cache. `prompt_scores` is set on the first event of a request that asked `score_prompt`:
+    one entry for each prompt token, None for the first, which nothing predicts.
+    """
+
+    request_id: str
+    token: int | None = None
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    finish: FinishReason | None = None
+    error: str | None = None
+    hit_tokens: int = 0
+    prompt_scores: tuple[Pick | None, ...] | None = None
