@@ -1,0 +1,24 @@
+"""What should happen: pure functions over frozen data.
+
+For: every decision of kvgate that needs no waiting. What a request asks for, under which key
+its answer lives, who may share it, how long it is fresh, whether it is kept, what is thrown out
+first, and why. The gateway asks between its awaits; the engine asks for the order of eviction.
+
+Not for: effects. Nothing here reads a clock, rolls dice, logs, opens a socket or looks at the
+environment. Time (``now``, unix seconds) and chance (``draw``, in ``[0, 1)``) are arguments.
+Nothing outside the standard library is imported.
+
+Read in this order:
+
+1. ``call``       the model request as data, and its canonical form
+2. ``keys``       who asks (Principal), who shares (Scope), and the keys made of them
+3. ``rules``      the operator's wishes
+4. ``directive``  the client's wishes: ``kv_cache``, ``X-Cache-*``, ``Cache-Control``
+5. ``plan``       decide(call, directive, principal, rules): the one place where they meet
+6. ``freshness``  may a stored answer be served;  ``admission``  may a new one be stored
+7. ``outcome``    how an answer ended, what became of the call
+8. ``explain``    why it was a miss, where two requests differ, the debug line
+9. ``eviction``   which key goes first when room is short
+
+A client's fault is a ``policies.call.RequestError``; there is no other exception on purpose.
+"""
