@@ -76,6 +76,8 @@ class Sequence:
     prefill_stop  positions [0, prefill_stop) are written by prefill rows, the others by decode rows
     chain    keys of the full blocks of `tokens` in the prefix index, as far as computed
     published  how many leading blocks are in the prefix index
+    awaits   key of a block that a running sequence is about to publish; not admitted before
+    scores   of the prompt's tokens from the second on, for a request with `score_prompt`
     """
 
     request: GenerationRequest
@@ -88,6 +90,8 @@ class Sequence:
     chain: list[bytes] = field(default_factory=list)
     published: int = 0
     preemptions: int = 0
+    awaits: bytes | None = None
+    scores: list[Pick] = field(default_factory=list)
     sampler_state: Any = None
 
     @property

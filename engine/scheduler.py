@@ -1,10 +1,33 @@
-"""Who runs this step. (Being written: the two dataclasses are final.)"""
+"""Who runs this step: continuous batching with chunked prefill, lanes and preemption.
+
+A step is a number of rows, one token each. First every running sequence that has its prompt behind it
+gets its one row (decode); then prompts are computed, as many rows as the budget has left (chunked
+prefill, Agrawal et al., Sarathi-Serve, 2024), so that a long prompt never stops running answers.
+
+    waiting ──admit──► running: prefill ──► decode ──► finished
+       ▲                   │                   │
+       └──── preempt ──────┴───────────────────┘      (its full blocks stay in the prefix index)
+
+Order: lanes interactive > batch > warm, first come first served inside a lane. When blocks run out the
+youngest sequence of the lowest lane steps back and is computed again later, mostly out of the index.
+A request that fits the pool alone is therefore always served.
+
+Two waiting sequences with the same beginning do not compute it twice: the first to be admitted *claims*
+the blocks it is about to compute, and the other is admitted when they are there.
+"""
 
 from __future__ import annotations
 
+from bisect import insort
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from engine.request import Sequence
+from engine.errors import ContextLengthError
+from engine.kv.prefix import PrefixIndex, Retention
+from engine.request import LANES, GenerationRequest, Lane, Pick, Sequence, TokenEvent
+
+_LANE_RANK: dict[Lane, int] = {lane: rank for rank, lane in enumerate(LANES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +58,342 @@ class Schedule:
     @property
     def rows(self) -> int:
         return sum(span.rows for span in self.spans)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one step and the whole engine may hold.
+
+    chunk_tokens   rows of one tile: the runner pads every step to whole tiles
+    idle_tiles     tiles of prefill in a step in which nothing decodes (with decodes: one)
+    exact_decode   decode rows write the same bits as prefill rows; else their blocks stay private
+    """
+
+    chunk_tokens: int
+    max_sequences: int
+    max_model_len: int
+    idle_tiles: int = 4
+    prefix_cache: bool = True
+    exact_decode: bool = True
+
+
+def _order(sequence: Sequence) -> tuple[int, int]:
+    """First to run, last to step back: lane, then arrival."""
+    return _LANE_RANK[sequence.request.lane], sequence.serial
+
+
+class Scheduler:
+    """Owns every `Sequence` from `add` to its terminal event, and the blocks it holds."""
+
+    def __init__(self, index: PrefixIndex, limits: Limits, *, end_tokens: frozenset[int]) -> None:
+        self.index = index
+        self.limits = limits
+        self.end_tokens = end_tokens
+        self._waiting: list[Sequence] = []  # sorted by _order, as is _running
+        self._running: list[Sequence] = []
+        self._by_id: dict[str, Sequence] = {}
+        self._claims: dict[bytes, Sequence] = {}
+        self._serial = 0
+        self.preemptions = 0
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Prompt and answer of one request may be this long together."""
+        pool_tokens = self.index.pool.total_blocks * self.index.block_tokens
+        return min(self.limits.max_model_len, pool_tokens)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    # -- come and go -----------------------------------------------------------------------------
+
+    def add(self, request: GenerationRequest) -> Sequence:
+        """Take a request in. Raises `ContextLengthError` for one that could never be served."""
+        wanted = len(request.prompt) + request.sampling.max_tokens
+        if wanted > self.capacity_tokens:
+            raise ContextLengthError(
+                f"This engine holds {self.capacity_tokens} tokens a request,"
+                f" {wanted} were asked for ({len(request.prompt)} in the prompt,"
+                f" {request.sampling.max_tokens} in the completion)."
+            )
+        assert request.prompt, "a request has at least one token"
+        assert request.id not in self._by_id, f"request {request.id} is already there"
+        sequence = Sequence(request=request, serial=self._serial, tokens=list(request.prompt))
+        self._serial += 1
+        self._by_id[request.id] = sequence
+        insort(self._waiting, sequence, key=_order)
+        return sequence
+
+    def abort(self, request_id: str, *, now: float) -> TokenEvent | None:
+        """End a request between two steps; its blocks are released. None when it has ended already."""
+        sequence = self._by_id.get(request_id)
+        if sequence is None:
+            return None
+        self._finish(sequence, now=now)
+        return TokenEvent(request_id, finish="abort", hit_tokens=sequence.hit_tokens)
+
+    def fail(self, sequences: Iterable[Sequence], message: str, *, now: float) -> list[TokenEvent]:
+        """End sequences whose step failed. Nothing of what the step computed is published."""
+        events = []
+        for sequence in dict.fromkeys(sequences):
+            self._finish(sequence, now=now)
+            events.append(TokenEvent(sequence.id, finish="error", error=message))
+        return events
+
+    def fail_all(self, message: str, *, now: float) -> list[TokenEvent]:
+        return self.fail(list(self._by_id.values()), message, now=now)
+
+    # -- one step --------------------------------------------------------------------------------
+
+    def schedule(self, *, now: float) -> Schedule:
+        """Choose the rows of the next step. Takes and releases blocks, computes nothing."""
+        self._grow(now=now)
+        self._admit(now=now)
+        spans = [
+            Span(one, one.computed, one.computed + 1, sample=True)
+            for one in self._running
+            if one.computed >= one.prefill_stop
+        ]
+        budget = self._prefill_rows(len(spans))
+        for one in self._running:
+            if budget and one.computed < one.prefill_stop:
+                rows = min(budget, one.prefill_stop - one.computed)
+                budget -= rows
+                spans.extend(self._prefill_spans(one, rows))
+        return Schedule(tuple(spans))
+
+    def commit(self, schedule: Schedule, picks: Seq[Pick], *, now: float) -> list[TokenEvent]:
+        """Take over what a step computed: `picks` has one entry for each span with `sample`, in order."""
+        events = []
+        chosen = iter(picks)
+        for span in schedule.spans:
+            sequence = span.sequence
+            pick = next(chosen) if span.sample else None
+            sequence.computed = span.stop
+            self._publish(sequence, now=now)
+            if pick is not None and span.stop < sequence.prompt_tokens:
+                sequence.scores.append(pick)  # the row's own target was scored, nothing sampled
+            elif sequence.computed == len(sequence.tokens):
+                events.append(self._advance(sequence, pick, now=now))
+        return events
+
+    def _advance(self, sequence: Sequence, pick: Pick | None, *, now: float) -> TokenEvent:
+        """One more token, or the end, or both."""
+        scores = None
+        if sequence.request.score_prompt and not sequence.generated:
+            scores = (None, *sequence.scores)
+        if pick is None:  # the prompt alone was wanted
+            self._finish(sequence, now=now)
+            return TokenEvent(
+                sequence.id,
+                finish="length",
+                hit_tokens=sequence.hit_tokens,
+                prompt_scores=scores,
+            )
+        ended = pick.token in self.end_tokens and not sequence.sampling.ignore_eos
+        if not ended:
+            sequence.tokens.append(pick.token)
+        full = sequence.generated >= sequence.sampling.max_tokens
+        if ended or full:
+            self._finish(sequence, now=now)
+        return TokenEvent(
+            sequence.id,
+            token=None if ended else pick.token,
+            logprob=pick.logprob,
+            top=pick.top,
+            finish="stop" if ended else "length" if full else None,
+            hit_tokens=sequence.hit_tokens,
+            prompt_scores=scores,
+        )
+
+    def _prefill_rows(self, decode_rows: int) -> int:
+        """Rows left for prompts: whole tiles, one beyond the decodes, more when nothing decodes."""
+        tile = self.limits.chunk_tokens
+        if not decode_rows:
+            return tile * self.limits.idle_tiles
+        tiles = -(-decode_rows // tile) + 1
+        return tiles * tile - decode_rows  # rows that would be padding anyway compute a prompt
+
+    def _prefill_spans(self, sequence: Sequence, rows: int) -> Iterable[Span]:
+        start, stop = sequence.computed, sequence.computed + rows
+        last = stop == sequence.prefill_stop and sequence.sampling.max_tokens > 0
+        if sequence.request.score_prompt and not sequence.generated:
+            # every row's logits are wanted, and a span gives those of its last row
+            for position in range(start, stop):
+                scored = position + 1 < sequence.prompt_tokens
+                yield Span(sequence, position, position + 1, sample=scored or last)
+        else:
+            yield Span(sequence, start, stop, sample=last)
+
+    # -- blocks ----------------------------------------------------------------------------------
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.index.block_tokens)
+
+    def _grow(self, *, now: float) -> None:
+        """Each running sequence has room for all its tokens, or steps back."""
+        for sequence in tuple(self._running):
+            while sequence.blocks and len(sequence.blocks) < self._blocks_for(len(sequence.tokens)):
+                taken = self.index.take(1, now=now)
+                if taken is not None:
+                    sequence.blocks.extend(taken)
+                else:
+                    self._preempt(self._running[-1], now=now)  # may be the sequence itself
+
+    def _admit(self, *, now: float) -> None:
+        """Waiting sequences run, in order, until one does not fit: nobody overtakes it for ever."""
+        for sequence in tuple(self._waiting):
+            if self._claims and sequence.awaits in self._claims:
+                continue
+            shared = self._match(sequence)
+            sequence.awaits = self._claimed(sequence, len(shared))
+            if sequence.awaits is not None:
+                continue
+            while not self._place(sequence, shared, now=now):
+                lowest = self._running[-1] if self._running else None
+                if lowest is None or _order(lowest)[0] <= _order(sequence)[0]:
+                    return
+                self._preempt(lowest, now=now)
+
+    def _place(self, sequence: Sequence, shared: list[int], *, now: float) -> bool:
+        """Give a waiting sequence its blocks, shared ones first, if there are enough.
+
+        tokens  |--shared--|--shared--|------own------|
+        KV      [0, computed)         [computed, prefill_stop) to be computed
+        """
+        if len(self._running) >= self.limits.max_sequences:
+            return False
+        pool = self.index.pool
+        idle = sum(pool.references(block) == 0 for block in shared)
+        need = self._blocks_for(len(sequence.tokens)) - len(shared)
+        spare = len(self._running)  # each running sequence will want a block before long
+        if self.index.available_blocks() - idle < need + spare:
+            return False
+        self.index.hold(shared)
+        own = self.index.take(need, now=now)
+        assert own is not None
+        sequence.blocks = shared + own
+        sequence.computed = len(shared) * self.index.block_tokens
+        sequence.published = len(shared)
+        sequence.prefill_stop = len(sequence.tokens)
+        if not sequence.preemptions:
+            sequence.hit_tokens = sequence.computed
+            missed = len(sequence.tokens) - sequence.computed
+            self.index.count(hit_tokens=sequence.computed, miss_tokens=missed)
+        for key in sequence.chain[len(shared) :]:
+            self._claims.setdefault(key, sequence)
+        self._waiting.remove(sequence)
+        insort(self._running, sequence, key=_order)
+        return True
+
+    def _preempt(self, sequence: Sequence, *, now: float) -> None:
+        """Back to waiting. Tokens and sampler state stay; KV is computed or found again."""
+        self._running.remove(sequence)
+        self._release(sequence, now=now)
+        sequence.preemptions += 1
+        self.preemptions += 1
+        insort(self._waiting, sequence, key=_order)
+
+    def _finish(self, sequence: Sequence, *, now: float) -> None:
+        home = self._running if sequence.blocks else self._waiting
+        home.remove(sequence)
+        self._release(sequence, now=now)
+        del self._by_id[sequence.id]
+
+    def _release(self, sequence: Sequence, *, now: float) -> None:
+        self.index.release(sequence.blocks, retention=self._retention(sequence, now), now=now)
+        sequence.blocks = []
+        sequence.computed = sequence.published = sequence.prefill_stop = 0
+        sequence.scores.clear()
+        self._unclaim(sequence, from_block=0)
+
+    # -- sharing ---------------------------------------------------------------------------------
+
+    def _shares(self, sequence: Sequence) -> bool:
+        return self.limits.prefix_cache and sequence.request.reuse
+
+    def _extend_chain(self, sequence: Sequence) -> None:
+        if self._shares(sequence):
+            self.index.extend_chain(sequence.chain, sequence.tokens, sequence.request.salt)
+
+    def _match(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the beginning of this sequence already."""
+        if not self._shares(sequence):
+            return []
+        self._extend_chain(sequence)
+        if sequence.request.score_prompt:
+            return []  # every row's logits are wanted
+        return self.index.match(sequence.chain, sequence.tokens, sequence.request.salt)
+
+    def _claimed(self, sequence: Sequence, known: int) -> bytes | None:
+        """The key of the next block to compute, if a running sequence is about to publish it."""
+        if not self._shares(sequence) or sequence.request.score_prompt:
+            return None
+        if known >= (len(sequence.tokens) - 1) // self.index.block_tokens:
+            return None
+        key = sequence.chain[known]
+        claimant = self._claims.get(key)
+        # one of a lower lane may be slow to finish: then computing it twice is the smaller harm
+        waits = claimant is not None and _order(claimant)[0] <= _order(sequence)[0]
+        return key if waits else None
+
+    def _unclaim(self, sequence: Sequence, *, from_block: int) -> None:
+        for key in sequence.chain[from_block:]:
+            if self._claims.get(key) is sequence:
+                del self._claims[key]
+
+    def _publish(self, sequence: Sequence, *, now: float) -> None:
+        """Every block that became full is findable from now on."""
+        if not self._shares(sequence):
+            return
+        self._extend_chain(sequence)
+        exact = sequence.computed if self.limits.exact_decode else sequence.prefill_stop
+        full = min(sequence.computed, exact) // self.index.block_tokens
+        while sequence.published < full:
+            number = sequence.published
+            block = self.index.publish(
+                sequence.chain,
+                number,
+                sequence.tokens,
+                sequence.blocks,
+                salt=sequence.request.salt,
+                retention=self._retention(sequence, now),
+            )
+            if block is None:
+                break
+            sequence.blocks[number] = block
+            sequence.published += 1
+            if self._claims.get(sequence.chain[number]) is sequence:
+                del self._claims[sequence.chain[number]]
+        if sequence.computed >= sequence.prefill_stop:
+            self._unclaim(sequence, from_block=sequence.published)
+
+    def _retention(self, sequence: Sequence, now: float) -> Retention:
+        return Retention(sequence.request.priority, now + sequence.request.ttl_s)
+
+    def check_integrity(self) -> None:
+        """References and sequences agree. Raises `AssertionError`; for tests, after every step."""
+        self.index.check_integrity()
+        pool = self.index.pool
+        wanted = [0] * pool.total_blocks
+        for sequence in self._running:
+            assert sequence.blocks, f"{sequence!r} runs without blocks"
+            assert len(set(sequence.blocks)) == len(sequence.blocks)
+            for block in sequence.blocks:
+                wanted[block] += 1
+        for block, count in enumerate(wanted):
+            assert pool.references(block) == count, f"block {block}: {pool.references(block)}"
+        assert all(not sequence.blocks for sequence in self._waiting)
+        assert len(self._by_id) == len(self._waiting) + len(self._running)
+        assert all(owner in self._running for owner in self._claims.values())
+
+    def __repr__(self) -> str:
+        return (
+            f"Scheduler(running={self.running} waiting={self.waiting}"
+            f" preemptions={self.preemptions} {self.index.pool!r})"
+        )
