@@ -177,16 +177,13 @@ class EvictionOrder(Generic[K]):
         """Rebuild a heap in which stale entries outnumber live ones; amortised O(1)."""
         heap = self._by_value[rank]
         if len(heap) > 2 * self._live[rank] + _SMALL:
-            heap[:] = [
-                (held.value, held.used_at, held.stamp, key)
-                for key, held in self._held.items()
-                if held.rank == rank
-            ]
+            heap[:] = [entry for entry in heap if self._is_current(entry[3], entry[2])]
             heapify(heap)
         if len(self._by_expiry) > 2 * self._with_expiry + _SMALL:
-            self._by_expiry[:] = [
-                (held.expires_at, held.stamp, key)
-                for key, held in self._held.items()
-                if held.expires_at < inf
-            ]
-            heapify(self._by_expiry)
+            kept = [entry for entry in self._by_expiry if self._is_current(entry[2], entry[1])]
+            heapify(kept)
+            self._by_expiry = kept
+
+    def _is_current(self, key: K, stamp: int) -> bool:
+        held = self._held.get(key)
+        return held is not None and held.stamp == stamp

@@ -1,0 +1,227 @@
+"""The model request as data, and the canonical form that says when two requests are the same."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+Endpoint = Literal["chat", "completions", "embeddings"]
+
+# What cannot change the answer, or is keyed on its own (the model). Everything else, known or
+# unknown, is part of the canonical form: a field forgotten here costs a miss, never an answer.
+NOT_IN_THE_ANSWER: Final = frozenset(
+    {"model", "stream", "stream_options", "user", "metadata", "kv_cache", "prompt_cache_key"}
+)
+MAX_DEPTH: Final = 128  # JSON levels; beyond it serialisers down the line give up
+
+_INPUT_FIELD: Final[dict[Endpoint, str]] = {"completions": "prompt", "embeddings": "input"}
+
+
+class RequestError(ValueError):
+    """A client's fault found by a pure rule: HTTP ``status``, OpenAI ``code`` and ``param``."""
+
+    def __init__(
+        self, message: str, *, code: str, param: str | None = None, status: int = 400
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.param = param
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a client wants from a model.
+
+    ``model`` is the name as the client wrote it. ``body`` is the JSON body without
+    ``kv_cache``; unknown fields and the order of fields are kept, so that a backend gets what
+    the client sent. ``include_usage`` is true only for a stream that asked for it.
+    """
+
+    endpoint: Endpoint
+    model: str
+    body: Mapping[str, Any]
+    stream: bool
+    include_usage: bool
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages of a chat; empty for the other endpoints."""
+        found: list[dict[str, Any]] = self.body["messages"] if self.endpoint == "chat" else []
+        return found
+
+
+def parse_call(endpoint: Endpoint, body: object) -> Call:
+    """Check what the gateway itself relies on; all else is the backend's to judge.
+
+    Raises RequestError (400) naming the field: ``missing_field``, ``invalid_type`` or
+    ``invalid_value``.
+    """
+    if not isinstance(body, dict):
+        raise _wrong_type("body", body, "a JSON object", param=None)
+    model = body.get("model")
+    if model is None:
+        raise _missing("model")
+    if not isinstance(model, str):
+        raise _wrong_type("model", model, "a string")
+    if not model:
+        raise RequestError("model is empty", code="invalid_value", param="model")
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise _wrong_type("stream", stream, "a boolean")
+    if endpoint == "chat":
+        _check_messages(body.get("messages"))
+    else:
+        _check_input(_INPUT_FIELD[endpoint], body.get(_INPUT_FIELD[endpoint]))
+    return Call(
+        endpoint=endpoint,
+        model=model,
+        body={name: value for name, value in body.items() if name != "kv_cache"},
+        stream=bool(stream),
+        include_usage=_include_usage(body.get("stream_options")) and bool(stream),
+    )
+
+
+def canonical(call: Call, *, context_aware: bool = True) -> bytes:
+    """Canonical JSON of all that can change the answer: equal bytes mean the same request.
+
+    ``[endpoint, body]`` with sorted keys and no white space; ``1`` and ``1.0`` are one number;
+    a top-level null counts as absent, as OpenAI defines it. Not ``context_aware``: of a chat
+    only the system and developer prompts and what begins at the last user message count, and
+    a third element says so, because an answer found that way is no answer for a client who
+    wants the whole conversation considered.
+
+    Raises RequestError for JSON nested deeper than ``MAX_DEPTH``.
+    """
+    body = {
+        name: _plain(value, 2)
+        for name, value in call.body.items()
+        if value is not None and name not in NOT_IN_THE_ANSWER
+    }
+    form: list[object] = [call.endpoint, body]
+    if not context_aware:
+        if call.endpoint == "chat":
+            body["messages"] = _last_question(body["messages"])
+        form.append("last question")
+    return _encode(form).encode("utf-8", "surrogatepass")
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """Copy JSON data with whole floats as integers, so that equal numbers are equal text."""
+    kind = type(value)
+    if kind is str or kind is int or kind is bool or value is None:
+        return value
+    if kind is float:
+        return int(value) if value.is_integer() else value
+    if depth >= MAX_DEPTH:
+        raise RequestError(
+            f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_value"
+        )
+    if kind is dict:
+        return {name: _plain(item, depth + 1) for name, item in value.items()}
+    return [_plain(item, depth + 1) for item in value]
+
+
+def _last_question(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """System and developer prompts, and everything from the last user message on.
+
+    From, not only, the last user message: a tool's result after it is a new question.
+    """
+    asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    start = asked[-1] if asked else len(messages) - 1
+    return [
+        message
+        for place, message in enumerate(messages)
+        if place >= start or message["role"] in {"system", "developer"}
+    ]
+
+
+def _check_messages(messages: object) -> None:
+    if messages is None:
+        raise _missing("messages")
+    if not isinstance(messages, list):
+        raise _wrong_type("messages", messages, "a list of objects")
+    if not messages:
+        raise RequestError("messages is empty", code="invalid_value", param="messages")
+    for place, message in enumerate(messages):
+        where = f"messages[{place}]"
+        if not isinstance(message, dict):
+            raise _wrong_type(where, message, "an object")
+        if "role" not in message:
+            raise _missing(f"{where}.role")
+        if not isinstance(message["role"], str):
+            raise _wrong_type(f"{where}.role", message["role"], "a string")
+        _check_content(f"{where}.content", message.get("content"))
+
+
+def _check_content(where: str, content: object) -> None:
+    if content is None or isinstance(content, str):
+        return
+    if not isinstance(content, list):
+        raise _wrong_type(where, content, "a string, a list of parts or null")
+    for place, part in enumerate(content):
+        if not isinstance(part, dict):
+            raise _wrong_type(f"{where}[{place}]", part, "an object")
+
+
+def _check_input(name: str, value: object) -> None:
+    """A string, or a non-empty list of strings, of token ids, or of lists of token ids."""
+    if value is None:
+        raise _missing(name)
+    if isinstance(value, str):
+        return
+    if not isinstance(value, list):
+        raise _wrong_type(name, value, "a string or a list")
+    if not value:
+        raise RequestError(f"{name} is empty", code="invalid_value", param=name)
+    kind = type(value[0])
+    if kind not in {str, int, list}:
+        raise _wrong_type(f"{name}[0]", value[0], "a string, a token id or a list of token ids")
+    for place, item in enumerate(value):
+        if type(item) is not kind:
+            raise _wrong_type(f"{name}[{place}]", item, "of the same type as the items before it")
+
+
+def _include_usage(options: object) -> bool:
+    """Read ``stream_options.include_usage``.
+
+    Options beside ``stream: false`` are without effect, not an error: OpenAI's own SDK tests
+    send them so.
+    """
+    if options is None:
+        return False
+    if not isinstance(options, dict):
+        raise _wrong_type("stream_options", options, "an object")
+    wanted = options.get("include_usage")
+    if wanted is not None and not isinstance(wanted, bool):
+        raise _wrong_type("stream_options.include_usage", wanted, "a boolean")
+    return bool(wanted)
+
+
+def json_type(value: object) -> str:
+    """The JSON name of a value's type, for messages: what a client wrote, not what Python holds."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "a string"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def _missing(name: str) -> RequestError:
+    return RequestError(f"{name} is required", code="missing_field", param=name)
+
+
+def _wrong_type(name: str, value: object, allowed: str, *, param: str | None = "") -> RequestError:
+    return RequestError(
+        f"{name} is {json_type(value)}; it must be {allowed}",
+        code="invalid_type",
+        param=name if param == "" else param,
+    )

@@ -1,0 +1,108 @@
+"""Who asks, who shares, and the keys made of that.
+
+Every key is a cryptographic hash over typed, length-prefixed parts under a domain of its own,
+so that equal strings in different parts, or one string split in two ways, never meet. The
+tenant in a scope comes from the authenticated principal, never from a field of the request.
+"""
+
+from dataclasses import dataclass
+from hashlib import blake2b, sha256
+from typing import Literal
+
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks: a tenant, perhaps one of its users.
+
+    ``trusted`` may speak for other users of the tenant (a trusted proxy, or the open tenant);
+    ``admin`` may see and clear other tenants.
+    """
+
+    tenant: str
+    user: str | None = None
+    trusted: bool = False
+    admin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Who shares an entry and its KV blocks: two calls meet only under equal scopes.
+
+    ``user`` is set for kind ``user``, ``batch`` for ``batch``, ``context`` for ``shared``.
+    """
+
+    kind: Literal["tenant", "user", "shared", "batch"]
+    tenant: str
+    user: str | None = None
+    batch: str | None = None
+    context: str | None = None
+
+
+def fingerprint(canonical: bytes) -> bytes:
+    """SHA-256 of a canonical request: 32 bytes."""
+    return sha256(canonical).digest()
+
+
+def entry_key(
+    scope: Scope,
+    model: str,
+    cache_key: str | None,
+    fp: bytes | None,
+    *,
+    endpoint: str | None = None,
+) -> bytes:
+    """Where an answer lives: SHA-256, 32 bytes, over all parts.
+
+    ``fp`` None leaves the fingerprint out (``match: key``); then ``endpoint`` keeps answers of
+    different shapes apart, which the fingerprint does otherwise.
+    """
+    return sha256(
+        _framed(
+            "kvgate entry 1",
+            scope.kind,
+            scope.tenant,
+            scope.user,
+            scope.batch,
+            scope.context,
+            model,
+            cache_key,
+            fp,
+            endpoint,
+        )
+    ).digest()
+
+
+def kv_salt(scope: Scope, secret: bytes) -> str:
+    """The salt of a scope's KV blocks: keyed BLAKE2b, 64 hexadecimal characters.
+
+    Keyed, so that no client can compute or choose another's salt. ``secret`` may have any
+    length.
+    """
+    key = secret if len(secret) <= blake2b.MAX_KEY_SIZE else sha256(secret).digest()
+    parts = (scope.kind, scope.tenant, scope.user, scope.batch, scope.context)
+    return blake2b(_framed("kvgate salt 1", *parts), key=key, digest_size=32).hexdigest()
+
+
+def public_key(key: bytes) -> str:
+    """What a client sees of an entry key: its first 32 hexadecimal characters."""
+    return key.hex()[:32]
+
+
+def _framed(*parts: str | bytes | None) -> bytes:
+    """Injective bytes for a sequence of parts: each has its type and its length in front."""
+    framed = bytearray()
+    for part in parts:
+        if part is None:
+            framed += b"-"
+            continue
+        if isinstance(part, str):
+            framed += b"s"
+            raw = part.encode("utf-8", "surrogatepass")
+        else:
+            framed += b"b"
+            raw = part
+        framed += len(raw).to_bytes(_LENGTH_BYTES, "big")
+        framed += raw
+    return bytes(framed)

@@ -1,0 +1,90 @@
+"""How an answer ended, and what became of a call."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from policies.explain import Difference
+from policies.rules import TierName
+
+Level = Literal["response", "semantic", "prefix", "negative", "none"]
+# Why a request went on to a backend, in the words of RFC 9211 section 2.2.
+Forwarded = Literal["uri-miss", "stale", "bypass", "request"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer; ``hit_tokens`` of the prompt were found in the backend's KV cache."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    hit_tokens: int = 0
+
+    @property
+    def miss_tokens(self) -> int:
+        """Prompt tokens that had to be computed."""
+        return max(0, self.prompt_tokens - self.hit_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The backend gave a whole answer; ``duration_s`` is what it took to compute."""
+
+    usage: Usage
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """No answer, and whose fault that is. ``error_type`` is the backend's own, if it gave one."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+    fault: Literal["client", "backend", "ours"]
+    error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """Nobody read on; the work was stopped."""
+
+
+Ending = Completed | Failed | Abandoned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a call: all that headers, log and metrics need to know.
+
+    A stream's opening headers are rendered from an outcome made before its ending is known, its
+    last chunk from a second one. ``hit`` says that the response level answered, or that the
+    backend reused at least one KV block. ``age_s`` and ``ttl_left_s`` are set when a stored
+    answer was served; on a miss ``ttl_left_s`` is what the new entry gets, None when none is
+    kept. ``forwarded`` is None when no backend was asked. ``key`` is the public key.
+    ``detail`` is a word for Cache-Status when something went wrong on our side of the cache.
+    """
+
+    level: Level = "none"
+    hit: bool = False
+    stored: bool = False
+    collapsed: bool = False
+    stale: bool = False
+    forwarded: Forwarded | None = None
+    key: str
+    tier: TierName
+    age_s: float | None = None
+    ttl_left_s: float | None = None
+    tokens_saved: int = 0
+    prompt_tokens: int = 0
+    hit_tokens: int = 0
+    miss_tokens: int = 0
+    completion_tokens: int = 0
+    miss_reason: str | None = None
+    difference: Difference | None = None
+    store_error: bool = False
+    detail: str | None = None
+    backend: str | None = None
+    status: int = 200
+    debug: str | None = None
