@@ -1,0 +1,217 @@
+"""The sections of ``config.yaml`` as data, in the file's order, with every default.
+
+``config.yaml`` at the root of the repository says the same in words; a test compares the two.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from gateway.config_values import (
+    AutoOrBool,
+    AutoOrCount,
+    BaseUrl,
+    Duration,
+    EmptyList,
+    KeyDigest,
+    LongerThanZero,
+    Name,
+    Size,
+    Text,
+    Whole,
+    one_of,
+    only,
+)
+from policies.directive import Match, Priority, ScopeName, TierName
+
+DEFAULT_TABLES: Mapping[str, Any] = {
+    "aliases": {"deepseek-chat": "default", "deepseek-coder": "default"},
+    "tiers": {
+        "hot": {
+            "ttl": 300,
+            "priority": "high",
+            "stale_while_revalidate": 30,
+            "stale_if_error": 300,
+        },
+        "warm": {"ttl": 1800, "priority": "medium"},
+        "cold": {"ttl": 7200, "priority": "low"},
+    },
+    "prompt_types": {
+        "faq": "hot",
+        "common_query": "hot",
+        "template": "warm",
+        "standard": "warm",
+        "*": "cold",
+    },
+    "contexts": {
+        "code_review": {"ttl": 7200, "priority": "high"},
+        "casual_chat": {"ttl": 1800, "priority": "low"},
+        "technical_support": {"ttl": 3600, "priority": "medium"},
+        "documentation": {"ttl": 14400, "priority": "high"},
+        "*": {"ttl": 3600, "priority": "medium"},
+    },
+    "key_prefixes": {"faq:": {"tier": "hot", "ttl": 86400}},
+    "prices": {"default": {"miss_per_mtok": 0.28, "hit_per_mtok": 0.028, "output_per_mtok": 0.42}},
+}
+OPEN_TABLES = ("aliases", "prompt_types", "contexts", "key_prefixes", "prices")
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, values are final, and no error shows what was typed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Server(Section):
+    """Where the gateway listens and how it speaks to its operator."""
+
+    host: Text = "127.0.0.1"
+    port: Annotated[Whole, Field(ge=0, le=65535)] = 8080
+    workers: Annotated[int, only(1)] = 1
+    log_level: Annotated[str, one_of(("debug", "info", "warning", "error"), later=())] = "info"
+    log_format: Annotated[str, one_of(("console", "json"), later=())] = "console"
+    shutdown_grace_s: Duration = 10.0
+
+
+class Tenant(Section):
+    """Who may ask. ``api_keys`` holds SHA-256 digests; a plain key does not outlive the loading."""
+
+    name: Name
+    api_keys: Annotated[tuple[KeyDigest, ...], Field(min_length=1, repr=False)]
+    user: Text | None = None
+    trusted_proxy: bool = False
+    admin: bool = False
+    max_bytes: Size | None = None
+
+
+class Backend(Section):
+    """An OpenAI-compatible upstream. A model ``*`` takes every name that nobody else serves."""
+
+    name: Name
+    base_url: BaseUrl
+    api_key: SecretStr | None = None
+    dialect: Annotated[str, only("generic")] = "generic"
+    models: Annotated[tuple[Text, ...], Field(min_length=1)]
+    connect_timeout: LongerThanZero = 5.0
+    read_timeout: LongerThanZero = 300.0
+
+
+class KvDisk(Section):
+    """KV blocks on disk: a later version."""
+
+    path: Annotated[str | None, only(None)] = None
+    max: Size = 8 * 2**30
+
+
+class Engine(Section):
+    """The embedded engine; the gateway passes the section on and reads only ``enabled``."""
+
+    enabled: AutoOrBool = "auto"
+    model: Text = "smollm2-135m-instruct"
+    device: Annotated[str, one_of(("auto", "cpu", "cuda"), later=())] = "auto"
+    dtype: Annotated[str, one_of(("auto", "float32", "bfloat16"), later=("float16",))] = "auto"
+    kv_dtype: Annotated[str, only("auto")] = "auto"
+    mla: Annotated[str, only("auto")] = "auto"
+    max_model_len: Annotated[Whole, Field(ge=1)] = 8192
+    prefix_cache: bool = True
+    block_tokens: Annotated[Whole, Field(ge=1, le=4096)] = 32
+    kv_memory: Size = 2**30
+    kv_host_memory: Annotated[Size, only("2GiB")] = 2 * 2**30
+    kv_disk: KvDisk = KvDisk()
+    threads: AutoOrCount = "auto"
+    chunk_tokens: Annotated[Whole, Field(ge=1)] = 256
+    max_sequences: Annotated[Whole, Field(ge=1)] = 32
+    max_waiting: Annotated[Whole, Field(ge=0)] = 256
+    replicas: Annotated[int, only(1)] = 1
+    tensor_parallel: Annotated[int, only(1)] = 1
+
+
+class Defaults(Section):
+    """What holds for a request that says nothing about caching."""
+
+    enabled: bool = False
+    match: Annotated[Match, one_of(("exact", "key"), later=("semantic",))] = "exact"
+    scope: Annotated[ScopeName, one_of(("tenant", "user", "shared"), later=())] = "tenant"
+
+
+class Tier(Section):
+    """One response tier: how long, how important, how much."""
+
+    ttl: Duration
+    priority: Priority
+    store: Annotated[str, one_of(("memory", "disk"), later=("redis",))] = "memory"
+    max_bytes: Size = 256 * 2**20
+    stale_while_revalidate: Duration = 0.0
+    stale_if_error: Duration = 0.0
+
+
+class Tiers(Section):
+    """The three tiers; there is no fourth."""
+
+    hot: Tier
+    warm: Tier
+    cold: Tier
+
+    def by_name(self) -> Mapping[TierName, Tier]:
+        """The tiers in their order."""
+        return {"hot": self.hot, "warm": self.warm, "cold": self.cold}
+
+
+class Profile(Section):
+    """What a kind of context brings along."""
+
+    ttl: Duration | None = None
+    priority: Priority | None = None
+
+
+class Prefix(Section):
+    """What a cache key's beginning brings along."""
+
+    tier: TierName | None = None
+    ttl: Duration | None = None
+    priority: Priority | None = None
+
+
+class Adaptive(Section):
+    """``strategy: adaptive``."""
+
+    min_messages: Annotated[Whole, Field(ge=1)] = 5
+
+
+class Freshness(Section):
+    """How lifetimes are spread out."""
+
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    negative_ttl: Duration = 60.0
+    refresh_beta: Annotated[float, Field(ge=0, le=100)] = 1.0
+
+
+class RequestLimits(Section):
+    """What a single request may ask for."""
+
+    max_ttl: LongerThanZero = 604800.0
+    max_entry_bytes: Size = 4 * 2**20
+    max_body_bytes: Size = 16 * 2**20
+
+
+class Store(Section):
+    """What all tiers share."""
+
+    disk_path: Text | None = None
+    redis_url: Annotated[str | None, only(None)] = None
+    timeout_ms: Annotated[float, Field(gt=0, le=60000)] = 50.0
+
+
+class Warm(Section):
+    """Warming patterns: a later version."""
+
+    patterns: EmptyList = ()
+
+
+class Price(Section):
+    """Money per million tokens, for the savings in the statistics."""
+
+    miss_per_mtok: Annotated[float, Field(ge=0)]
+    hit_per_mtok: Annotated[float, Field(ge=0)]
+    output_per_mtok: Annotated[float, Field(ge=0)]

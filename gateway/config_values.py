@@ -1,0 +1,177 @@
+"""The kinds of value a configuration holds: sizes, durations, key digests, things to come.
+
+Each is an annotated type for a pydantic field. Their messages never repeat the value: it may be
+a secret.
+"""
+
+import hashlib
+import re
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, PlainValidator
+
+SECONDS_PER_UNIT = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+BYTES_PER_UNIT = {
+    "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}  # fmt: skip
+MOST_BYTES = 2**60
+MOST_SECONDS = 100 * 365 * 86400
+TRUE_WORDS = frozenset({"true", "yes", "on", "1"})
+FALSE_WORDS = frozenset({"false", "no", "off", "0"})
+WELL_KNOWN_KEYS = frozenset(
+    {"plain", "changeme", "change-me", "secret", "password", "test", "token", "key", "none", "null",
+     "sk-test", "sk-1234", "sk-xxx", "sk-your-key", "your-api-key", "your_api_key", "your-key",
+     "sk-your-api-key", "<your-api-key>", "api-key", "empty", "dummy", "example"}
+)  # fmt: skip
+SHORTEST_KEY = 16  # characters; anything shorter can be tried out
+
+
+def parse_duration(value: object) -> float:
+    """``300``, ``"300"``, ``"30m"``, ``"500ms"`` in seconds."""
+    wanted = "must be seconds, or a number with a unit such as 30m, 2h or 1d"
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?", value.strip())
+        if not found:
+            raise ValueError(wanted)
+        value = float(found[1]) * SECONDS_PER_UNIT[found[2] or "s"]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(wanted)
+    if not 0 <= value <= MOST_SECONDS:  # also refuses nan
+        raise ValueError("must be between 0 and 100 years")
+    return float(value)
+
+
+def parse_size(value: object) -> int:
+    """``4096``, ``"256MiB"``, ``"1GB"`` in bytes."""
+    wanted = "must be a number of bytes, or a size such as 256MiB or 4GiB"
+    if isinstance(value, bool):
+        raise ValueError(wanted)
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", value.strip())
+        if not found:
+            raise ValueError(wanted)
+        value = float(found[1]) * BYTES_PER_UNIT[found[2] or "B"]
+        if value != int(value):
+            raise ValueError("must be a whole number of bytes")
+    if not isinstance(value, int | float) or not 0 <= value <= MOST_BYTES or value != int(value):
+        raise ValueError(wanted)
+    return int(value)
+
+
+def parse_whole(value: object) -> object:
+    """Python takes ``true`` for 1; a person who writes ``port: true`` means something else."""
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number")
+    return value
+
+
+def digest_key(value: object) -> bytes:
+    """A plain API key, or ``sha256:<hex>`` of one, as the digest that is compared (32 bytes)."""
+    if isinstance(value, bytes) and len(value) == 32:
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a key in quotes, or sha256:<64 hex digits>")
+    if value.startswith("sha256:"):
+        if not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", value):
+            raise ValueError("sha256: wants the 64 hex digits of the key's SHA-256")
+        return bytes.fromhex(value[7:])
+    if not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("a key is printable ASCII without spaces; a header can carry no other")
+    return hashlib.sha256(value.encode()).digest()
+
+
+def weak_key(value: object) -> str | None:
+    """Why a plain key is a bad one, or None."""
+    if not isinstance(value, str) or value.startswith("sha256:"):
+        return None
+    if value.lower() in WELL_KNOWN_KEYS:
+        return "a well-known placeholder is no key; anybody tries it first"
+    if len(value) < SHORTEST_KEY:
+        return f"shorter than {SHORTEST_KEY} characters; make one with `openssl rand -hex 24`"
+    return None
+
+
+def parse_base_url(value: object) -> str:
+    """An upstream's address without a slash at its end."""
+    if not isinstance(value, str):
+        raise ValueError("must be an address such as http://127.0.0.1:9000/v1")
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must start with http:// or https:// and name a host")
+    if parts.username or parts.password:
+        raise ValueError("takes no user or password; put the key into api_key")
+    if parts.query or parts.fragment:
+        raise ValueError("takes no ? or #")
+    _ = parts.port  # raises ValueError for a port out of range
+    return value.rstrip("/")
+
+
+def parse_auto_or_bool(value: object) -> bool | Literal["auto"]:
+    """``auto``, or what YAML and shells call true and false."""
+    word = str(value).strip().lower()
+    if word == "auto":
+        return "auto"
+    if word in TRUE_WORDS | FALSE_WORDS:
+        return word in TRUE_WORDS
+    raise ValueError("must be auto, true or false")
+
+
+def parse_auto_or_count(value: object) -> int | Literal["auto"]:
+    """``auto``, or a whole number from 1 on."""
+    word = str(value).strip().lower()
+    if word == "auto":
+        return "auto"
+    if word.isascii() and word.isdigit() and 0 < int(word) < 10**6:
+        return int(word)
+    raise ValueError("must be auto or a whole number from 1 on")
+
+
+def only(*available: object) -> BeforeValidator:
+    """For a documented key whose other values later versions will bring."""
+    by_word = {str(value).lower(): value for value in available}
+    choice = " or ".join("null" if value is None else str(value) for value in available)
+
+    def check(value: object) -> object:
+        word = str(value).strip().lower()
+        if word not in by_word:
+            raise ValueError(f"not available in this version; leave it at {choice}")
+        return by_word[word]
+
+    return BeforeValidator(check)
+
+
+def one_of(available: tuple[str, ...], *, later: tuple[str, ...]) -> BeforeValidator:
+    """Like :func:`only`, where a word that was never meant to exist says so."""
+    choice = ", ".join(available)
+
+    def check(value: object) -> object:
+        if value in later:
+            raise ValueError(f"not available in this version; use one of {choice}")
+        if value not in available:
+            raise ValueError(f"must be one of {choice}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def empty_list(value: object) -> tuple[()]:
+    """For a documented list that nothing reads yet."""
+    if value in (None, [], ()):
+        return ()
+    raise ValueError("not available in this version; leave it at []")
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+LongerThanZero = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+Size = Annotated[int, BeforeValidator(parse_size)]
+Whole = Annotated[int, BeforeValidator(parse_whole)]
+Text = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+KeyDigest = Annotated[bytes, PlainValidator(digest_key)]
+BaseUrl = Annotated[str, BeforeValidator(parse_base_url)]
+AutoOrBool = Annotated[bool | Literal["auto"], PlainValidator(parse_auto_or_bool)]
+AutoOrCount = Annotated[int | Literal["auto"], PlainValidator(parse_auto_or_count)]
+EmptyList = Annotated[tuple[()], PlainValidator(empty_list)]
