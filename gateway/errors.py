@@ -12,7 +12,7 @@ turns it into a :class:`ClientFault`, so that there is one way to the wire.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from policies.call import RequestError
 from policies.outcome import Failed
@@ -106,19 +106,17 @@ def from_failed(ending: Failed) -> GatewayError:
 
 def to_failed(error: GatewayError) -> Failed:
     """The ending of a flight that met ``error``."""
-    match error:
-        case ClientFault():
-            fault: str = "client"
-        case BackendFault():
-            fault = "backend"
-        case _:
-            fault = "ours"
+    fault: Literal["client", "backend", "ours"] = "ours"
+    if isinstance(error, ClientFault):
+        fault = "client"
+    elif isinstance(error, BackendFault):
+        fault = "backend"
     return Failed(
         status=error.status,
         code=error.code,
         message=error.message,
         param=error.param,
         retry_after_s=error.retry_after_s,
-        fault=fault,  # type: ignore[arg-type]  # a str from the closed set above
+        fault=fault,
         body=error.original_body,
     )

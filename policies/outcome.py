@@ -1,7 +1,8 @@
 """How an answer ended, and what became of a call."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from policies.explain import Difference
 from policies.rules import TierName
@@ -35,7 +36,7 @@ class Completed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """No answer, and whose fault that is. ``error_type`` is the backend's own, if it gave one."""
+    """No answer, and whose fault that is. ``body`` is the backend's own error object, if any."""
 
     status: int
     code: str
@@ -43,7 +44,7 @@ class Failed:
     param: str | None = None
     retry_after_s: float | None = None
     fault: Literal["client", "backend", "ours"]
-    error_type: str | None = None
+    body: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,325 @@
+"""Any OpenAI-compatible server as a backend, the bundled engine included.
+
+The bundled engine (dialect ``kvgate``) is always asked for a stream: one path, reuse known
+at the first token, and a plain reader folds. A foreign server is asked for what the client
+asked for, so that a plain answer comes back byte for byte as the server made it.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import aiohttp
+import orjson
+
+from gateway.backends.base import Forwarded
+from gateway.chunks import Chunk, Json, Opening, Piece, Whole
+from gateway.errors import BackendFault, ClientFault, GatewayError, to_failed
+from gateway.sse import EventTooLarge, Parser
+from policies.call import Call
+from policies.outcome import Completed, Ending, Failed, Usage
+from policies.plan import Plan
+
+Dialect = Literal["generic", "kvgate"]
+
+PATHS: Final[Mapping[str, str]] = {
+    "chat": "/chat/completions",
+    "completions": "/completions",
+    "embeddings": "/embeddings",
+}
+_PASSED_BACK: Final = ("x-ratelimit-", "openai-")
+_NETWORK_ERRORS: Final = (aiohttp.ClientError, OSError, EventTooLarge)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds. ``read_s`` bounds each wait for bytes: the first one and those in between."""
+
+    connect_s: float = 5.0
+    read_s: float = 600.0
+
+
+class OpenAIBackend:
+    """One server, addressed through ``locate``, which raises ``BackendFault`` while it is down."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        session: aiohttp.ClientSession,
+        locate: Callable[[], str],
+        clock: Callable[[], float],
+        api_key: str | None = None,
+        dialect: Dialect = "generic",
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        self.name = name
+        self._session = session
+        self._locate = locate
+        self._clock = clock
+        self._dialect = dialect
+        limits = timeouts or Timeouts()
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=limits.connect_s, sock_read=limits.read_s
+        )
+        self._headers = {"Content-Type": "application/json"}
+        if api_key is not None:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+
+    def __repr__(self) -> str:
+        return f"<OpenAIBackend {self.name} {self._dialect}>"
+
+    async def run(self, call: Call, plan: Plan) -> AsyncGenerator[Piece, None]:
+        """See :meth:`gateway.backends.base.Backend.run`."""
+        began_s = self._clock()
+        progress = _Progress()
+        try:
+            url = self._locate() + PATHS[call.endpoint]
+            async with self._session.post(
+                url,
+                data=orjson.dumps(self._body(call, plan)),
+                headers=self._headers,
+                timeout=self._timeout,
+                allow_redirects=False,
+            ) as response:
+                if response.status != 200:
+                    raise await _refusal(self.name, response)
+                yield _opening(response.headers)
+                if response.content_type == "text/event-stream":
+                    async for data in _events(response.content):
+                        progress.see(data)
+                        yield Chunk(data)
+                    progress.check(self.name)
+                else:
+                    whole = _json_object(self.name, await response.read())
+                    progress.see(whole)
+                    yield Whole(whole)
+        except asyncio.CancelledError:
+            raise
+        except GatewayError as error:
+            yield to_failed(error)
+        except TimeoutError:
+            yield _failed(self.name, 504, "backend_timeout", "did not answer in time")
+        except _NETWORK_ERRORS as error:
+            code = "backend_cut" if progress.chunks else "backend_unreachable"
+            yield _failed(self.name, 502, code, _network_message(error))
+        else:
+            yield Completed(usage=progress.usage, duration_s=self._clock() - began_s)
+
+    def _body(self, call: Call, plan: Plan) -> Json:
+        body = {**call.body, "model": plan.model}
+        if self._dialect == "kvgate" and call.endpoint != "embeddings":
+            body["stream"] = True
+            body["stream_options"] = {"include_usage": True}
+            body["kv"] = {
+                "salt": plan.salt,
+                "priority": plan.priority,
+                "ttl_s": plan.ttl_s,
+                "lane": plan.lane,
+                "reuse": plan.reuse_prefix,
+            }
+        elif call.stream and plan.may_store:
+            # A stored answer must serve plain readers too, and they are owed the usage.
+            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        return body
+
+    async def models(self) -> list[Json]:
+        """See :meth:`gateway.backends.base.Backend.models`."""
+        answer = await self.forward("GET", "/models", b"")
+        if answer.status != 200:
+            raise BackendFault(f"{self.name}: no list of models", code="backend_bad_answer")
+        listed = _json_object(self.name, answer.body).get("data")
+        return [model for model in listed or () if isinstance(model, dict)]
+
+    async def forward(self, method: str, path_qs: str, body: bytes) -> Forwarded:
+        """See :meth:`gateway.backends.base.Backend.forward`."""
+        return await self._exchange(method, self._locate() + path_qs, body)
+
+    async def invalidate_kv(self, salt: str | None) -> int:
+        """See :meth:`gateway.backends.base.Backend.invalidate_kv`."""
+        if self._dialect != "kvgate":
+            return 0
+        wish = {"all": True} if salt is None else {"salt": salt}
+        answer = await self._exchange("POST", self._root() + "/kv/invalidate", orjson.dumps(wish))
+        return int(_json_object(self.name, answer.body).get("tokens", 0))
+
+    async def kv_stats(self) -> Json | None:
+        """See :meth:`gateway.backends.base.Backend.kv_stats`."""
+        if self._dialect != "kvgate":
+            return None
+        answer = await self._exchange("GET", self._root() + "/kv/stats", b"")
+        return _json_object(self.name, answer.body)
+
+    def _root(self) -> str:
+        return self._locate().removesuffix("/v1")
+
+    async def _exchange(self, method: str, url: str, body: bytes) -> Forwarded:
+        try:
+            async with self._session.request(
+                method,
+                url,
+                data=body or None,
+                headers=self._headers,
+                timeout=self._timeout,
+                allow_redirects=False,
+            ) as response:
+                return Forwarded(
+                    status=response.status,
+                    headers={"Content-Type": response.headers.get("Content-Type", "")},
+                    body=await response.read(),
+                )
+        except TimeoutError as error:
+            raise BackendFault(
+                f"{self.name} did not answer in time", code="backend_timeout", status=504
+            ) from error
+        except _NETWORK_ERRORS as error:
+            raise BackendFault(
+                f"{self.name} {_network_message(error)}", code="backend_unreachable"
+            ) from error
+
+
+class _Progress:
+    """What has been seen of an answer, to know at its end whether it is all there."""
+
+    __slots__ = ("chunks", "open_choices", "usage")
+
+    def __init__(self) -> None:
+        self.chunks = 0
+        self.usage = Usage()
+        self.open_choices: set[int] = set()
+
+    def see(self, data: Json) -> None:
+        self.chunks += 1
+        for choice in data.get("choices") or ():
+            index = choice.get("index", 0)
+            if choice.get("finish_reason"):
+                self.open_choices.discard(index)
+            else:
+                self.open_choices.add(index)
+        if isinstance(usage := data.get("usage"), dict):
+            self.usage = usage_of(usage)
+
+    def check(self, name: str) -> None:
+        if self.chunks == 0 or self.open_choices:
+            raise BackendFault(f"{name} ended its stream too early", code="backend_cut")
+
+
+def usage_of(usage: Mapping[str, Any]) -> Usage:
+    """Token counts from an OpenAI ``usage`` object, DeepSeek's and OpenAI's reuse figures."""
+    prompt = _count(usage.get("prompt_tokens"))
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=_count(usage.get("completion_tokens")),
+        hit_tokens=min(prompt, _count(usage.get("prompt_cache_hit_tokens", cached))),
+    )
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _opening(headers: Mapping[str, str]) -> Opening:
+    hit, miss = headers.get("X-KV-Hit-Tokens", ""), headers.get("X-KV-Miss-Tokens", "")
+    return Opening(
+        headers={
+            name: value for name, value in headers.items() if name.lower().startswith(_PASSED_BACK)
+        },
+        hit_tokens=int(hit) if hit.isdecimal() else None,
+        miss_tokens=int(miss) if miss.isdecimal() else None,
+    )
+
+
+async def _events(content: aiohttp.StreamReader) -> AsyncIterator[Json]:
+    """The stream's JSON events up to ``[DONE]``. Raises BackendFault on an error event or a cut."""
+    parser = Parser()
+    async for received in content.iter_any():
+        for event in parser.feed(received):
+            if event.data == b"[DONE]":
+                await _drain(content)
+                return
+            data = _json_object("the backend", event.data)
+            if (error := data.get("error")) is not None:
+                raise _stream_error(error)
+            yield data
+    raise BackendFault("the backend's stream broke off", code="backend_cut")
+
+
+async def _drain(content: aiohttp.StreamReader) -> None:
+    """Read to the end, so that the connection can serve again; what comes is of no interest."""
+    with suppress(TimeoutError, *_NETWORK_ERRORS):
+        async with asyncio.timeout(1.0):
+            await content.read()
+
+
+def _stream_error(error: Any) -> BackendFault:
+    detail = error if isinstance(error, dict) else {"message": str(error)}
+    return BackendFault(
+        str(detail.get("message") or "the backend failed"),
+        code=str(detail.get("code") or "backend_error"),
+        body={"error": error},
+    )
+
+
+async def _refusal(name: str, response: aiohttp.ClientResponse) -> GatewayError:
+    """The backend's own refusal, with its body as it was when that is an OpenAI error."""
+    raw = await response.read()
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        body = None
+    detail = body.get("error") if isinstance(body, dict) else None
+    status = response.status if 400 <= response.status < 600 else 502
+    own = isinstance(detail, dict) and isinstance(detail.get("message"), str)
+    kind = ClientFault if status < 500 and status not in {401, 403, 408, 429} else BackendFault
+    if status in {401, 403}:
+        # The operator's key was refused, not the client's: the client cannot mend that.
+        own, status = False, 502
+    return kind(
+        detail["message"] if own and isinstance(detail, dict) else f"{name} refused the request",
+        code=str((detail or {}).get("code") or "backend_error") if own else "backend_refused",
+        status=status,
+        param=detail.get("param") if own and isinstance(detail, dict) else None,
+        retry_after_s=_seconds(response.headers.get("Retry-After")),
+        body=body if own else None,
+    )
+
+
+def _seconds(value: str | None) -> float | None:
+    try:
+        return max(0.0, float(value)) if value else None
+    except ValueError:
+        return None
+
+
+def _json_object(name: str, raw: bytes) -> Json:
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BackendFault(f"{name} sent no valid JSON", code="backend_bad_answer") from error
+    if not isinstance(value, dict):
+        raise BackendFault(f"{name} sent no JSON object", code="backend_bad_answer")
+    return value
+
+
+def _failed(name: str, status: int, code: str, message: str) -> Ending:
+    return Failed(
+        status=status,
+        code=code,
+        message=f"{name} {message}",
+        param=None,
+        retry_after_s=1.0,
+        fault="backend",
+        body=None,
+    )
+
+
+def _network_message(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "cannot be reached"
+    if isinstance(error, EventTooLarge):
+        return "sent an event over the size limit"
+    return "broke off the connection"

@@ -1,0 +1,205 @@
+"""What an answer is made of, on its way from a backend to any number of readers.
+
+A backend yields :class:`Opening`, then :class:`Chunk` or one :class:`Whole`, then exactly
+one :data:`~policies.outcome.Ending`. The plain answer is ``fold(chunks)``; the store holds
+the folded answer and ``unfold`` replays it. So there is one path, and streaming is not a
+second implementation. ``fold(unfold(body)) == body`` for every answer in OpenAI's shape,
+unknown fields included.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from policies.call import Endpoint
+from policies.outcome import Ending
+
+Json = dict[str, Any]
+
+_SET_ONCE: Final = frozenset({"role", "id", "type", "name", "object"})
+_NOT_REPLAYED: Final = frozenset({"obfuscation"})
+"""Padding against packet-size analysis: repeating an old value would undo its purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What is known when the backend's answer begins.
+
+    ``hit_tokens`` and ``miss_tokens`` count prompt tokens whose KV was reused or computed;
+    ``None`` when the backend says so only at the end, or never.
+    """
+
+    headers: Mapping[str, str]
+    hit_tokens: int | None = None
+    miss_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One event of a stream: the JSON object of a ``*.chunk`` (or of a text completion)."""
+
+    data: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An answer that a backend gave at once."""
+
+    body: Json
+
+
+Piece = Opening | Chunk | Whole | Ending
+
+
+def fold(parts: Iterable[Chunk | Whole]) -> Json:
+    """The plain answer that these parts make.
+
+    A ``Whole`` is the answer. Of chunks, text is joined, lists are extended, objects are
+    merged and of other values the last one that is not ``None`` stands.
+    """
+    body: Json = {}
+    choices: dict[int, Json] = {}
+    for part in parts:
+        match part:
+            case Whole(whole):
+                return whole
+            case Chunk(data):
+                _fold_top(body, data)
+                for piece in data.get("choices") or ():
+                    index = piece.get("index", 0)
+                    choice = choices.get(index)
+                    if choice is None:
+                        choice = choices[index] = {"index": index}
+                    _fold_choice(choice, piece)
+    body["choices"] = [choices[index] for index in sorted(choices)]
+    if body.get("object") == "chat.completion.chunk":
+        body["object"] = "chat.completion"
+    return body
+
+
+def finished(body: Json) -> bool:
+    """Whether every choice says how it ended: ``[DONE]`` alone is no proof of that."""
+    choices = body.get("choices")
+    if choices is None:
+        return True
+    return bool(choices) and all(choice.get("finish_reason") for choice in choices)
+
+
+def unfold(body: Json, endpoint: Endpoint) -> Iterator[Chunk]:
+    """The stream that folds back to ``body``; the usage, if any, is the last chunk."""
+    base = {
+        key: value
+        for key, value in body.items()
+        if key not in {"choices", "usage"} and key not in _NOT_REPLAYED
+    }
+    if base.get("object") == "chat.completion":
+        base["object"] = "chat.completion.chunk"
+    split = _unfold_chat_choice if endpoint == "chat" else _unfold_text_choice
+    for choice in body.get("choices") or ():
+        for piece in split(choice):
+            yield Chunk({**base, "choices": [piece]})
+    if body.get("usage") is not None:
+        yield Chunk({**base, "choices": [], "usage": body["usage"]})
+
+
+def _fold_top(body: Json, data: Json) -> None:
+    for key, value in data.items():
+        if key == "choices" or key in _NOT_REPLAYED:
+            continue
+        if value is not None or (key not in body and key != "usage"):
+            body[key] = value
+
+
+def _fold_choice(choice: Json, piece: Json) -> None:
+    for key, value in piece.items():
+        if key == "delta":
+            message = choice.setdefault("message", {})
+            _merge(message, value or {})
+        elif key == "finish_reason":
+            choice[key] = value if value is not None else choice.get(key)
+        elif key != "index":
+            _merge_value(choice, key, value)
+
+
+def _merge(into: Json, delta: Mapping[str, Any]) -> None:
+    for key, value in delta.items():
+        if key == "tool_calls" and value:
+            calls = into.get("tool_calls") or []
+            into["tool_calls"] = calls
+            _merge_tool_calls(calls, value)
+        else:
+            _merge_value(into, key, value)
+
+
+def _merge_value(into: Json, key: str, value: Any) -> None:
+    have = into.get(key)
+    if have is None or key in _SET_ONCE:
+        if value is not None or key not in into:
+            into[key] = _copied(value)
+    elif isinstance(have, str) and isinstance(value, str):
+        into[key] = have + value
+    elif isinstance(have, list) and isinstance(value, list):
+        have.extend(value)
+    elif isinstance(have, dict) and isinstance(value, dict):
+        _merge(have, value)
+    elif value is not None:
+        into[key] = value
+
+
+def _copied(value: Any) -> Any:
+    """A container of our own: chunks are shared by all readers and must stay as they are."""
+    if isinstance(value, list):
+        return list(value)
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return value
+
+
+def _merge_tool_calls(calls: list[Json], deltas: Iterable[Json]) -> None:
+    for delta in deltas:
+        index = delta.get("index", len(calls))
+        while len(calls) <= index:
+            calls.append({})
+        _merge(calls[index], {key: value for key, value in delta.items() if key != "index"})
+
+
+def _unfold_chat_choice(choice: Json) -> Iterator[Json]:
+    index = choice.get("index", 0)
+    message = choice.get("message")
+    extras = {
+        key: value
+        for key, value in choice.items()
+        if key not in {"index", "message", "finish_reason"}
+    }
+    if message is not None:
+        opening = {key: value for key, value in message.items() if key == "role" or value is None}
+        if isinstance(message.get("content"), str):
+            opening["content"] = ""
+        yield {"index": index, "delta": opening, "finish_reason": None}
+        delta = {
+            key: value
+            for key, value in message.items()
+            if key not in opening or (key == "content" and value)
+        }
+        if delta.get("tool_calls"):
+            delta["tool_calls"] = [
+                {"index": number, **call} for number, call in enumerate(delta["tool_calls"])
+            ]
+        if delta:
+            yield {"index": index, "delta": delta, "finish_reason": None, **extras}
+            extras = {}
+    finish: Json = {"index": index, **extras}
+    if message is not None:
+        finish["delta"] = {}
+    if "finish_reason" in choice or message is not None:
+        finish["finish_reason"] = choice.get("finish_reason")
+    yield finish
+
+
+def _unfold_text_choice(choice: Json) -> Iterator[Json]:
+    text = {**choice, "finish_reason": None}
+    if choice.get("text"):
+        yield text
+        choice = {"index": choice.get("index", 0), "finish_reason": choice.get("finish_reason")}
+        choice["text"] = ""
+    yield choice

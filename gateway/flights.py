@@ -1,0 +1,194 @@
+"""One piece of work per key; everybody reads along.
+
+The work belongs to the flight, not to the first caller. All callers are readers of one
+buffer: a late reader starts from the first piece, a reader leaving only decrements a count,
+and when nobody reads any more the work is cancelled (unless it was asked to finish). An
+error reaches all readers and leaves the key free.
+
+``Flights`` does no IO and knows nothing of HTTP.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from typing import Any, Self
+
+from gateway.chunks import Chunk, Opening, Piece, Whole
+
+Work = Callable[[], AsyncGenerator[Piece, None]]
+
+
+class Tasks:
+    """Background tasks that are kept alive until they end and awaited on close."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        """Run ``work`` as a task that cannot be collected while it runs."""
+        task = asyncio.create_task(work, name=name)  # noqa: TID251 - the one place that may
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def close(self) -> None:
+        """Cancel what still runs and wait until it has ended."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+
+class FlightCancelled(Exception):
+    """The work was cancelled from outside (shutdown) while somebody still read."""
+
+
+class Flight:
+    """A running piece of work and its buffer. Built by :meth:`Flights.start` only."""
+
+    __slots__ = (
+        "_tick",
+        "abandoned",
+        "ended",
+        "error",
+        "finish_alone",
+        "pieces",
+        "readers",
+        "settled",
+        "task",
+    )
+
+    def __init__(self, *, finish_alone: bool) -> None:
+        self.pieces: list[Piece] = []
+        self.readers = 0
+        self.finish_alone = finish_alone
+        self.error: Exception | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.settled = False  # an Ending is in the buffer: what follows is storing the answer
+        self.ended = False
+        self.abandoned = False
+        self._tick: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def read(self) -> "Reader":
+        """A reader that starts from the first piece."""
+        self.readers += 1
+        return Reader(self)
+
+    async def run(self, work: Work) -> None:
+        """Fill the buffer. An error is kept for the readers."""
+        pieces = work()
+        try:
+            async for piece in pieces:
+                self.pieces.append(piece)
+                self.settled = not isinstance(piece, Opening | Chunk | Whole)
+                self.wake()
+        except Exception as error:  # noqa: BLE001 - each reader raises it in its own request
+            self.error = error
+        finally:
+            await pieces.aclose()
+
+    def wake(self) -> None:
+        """Tell the waiting readers that the buffer or the state has changed."""
+        if not self._tick.done():
+            self._tick.set_result(None)
+
+    async def changed(self) -> None:
+        """Wait for the next :meth:`wake`."""
+        if self._tick.done():
+            self._tick = asyncio.get_running_loop().create_future()
+        # Many readers wait for one future: a cancelled reader must not cancel the others' wait.
+        await asyncio.shield(self._tick)
+
+    def leave(self) -> None:
+        """One reader less; the last one to leave ends the work."""
+        self.readers -= 1
+        if self.readers == 0 and not self.finish_alone and not self.settled:
+            self.abandoned = True
+            if self.task is not None:
+                self.task.cancel()
+
+    def __repr__(self) -> str:
+        state = "ended" if self.ended else "flying"
+        return f"<Flight {state}: {len(self.pieces)} pieces, {self.readers} readers>"
+
+
+class Reader:
+    """One caller's view of a flight; an async iterator and an async context manager."""
+
+    __slots__ = ("_flight", "_open", "_position")
+
+    def __init__(self, flight: Flight) -> None:
+        self._flight = flight
+        self._position = 0
+        self._open = True
+
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return self
+
+    async def __anext__(self) -> Piece:
+        flight = self._flight
+        while self._position >= len(flight.pieces):
+            if flight.error is not None:
+                raise flight.error
+            if flight.ended:
+                raise StopAsyncIteration
+            await flight.changed()
+        piece = flight.pieces[self._position]
+        self._position += 1
+        return piece
+
+    def close(self) -> None:
+        """Stop reading. The last reader to leave ends the work."""
+        if self._open:
+            self._open = False
+            self._flight.leave()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+
+class Flights:
+    """The flights in the air, by key."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._by_key: dict[bytes, Flight] = {}
+
+    def find(self, key: bytes) -> Flight | None:
+        """The flight for this key, if one is in the air and not being given up."""
+        flight = self._by_key.get(key)
+        return None if flight is None or flight.abandoned else flight
+
+    def start(self, key: bytes | None, work: Work, *, finish_alone: bool = False) -> Flight:
+        """Start ``work``. With a key others may find it until it has ended.
+
+        The work may go on after its last piece (to store the answer): the key stays taken
+        until then, so that nobody starts the same work in between.
+        """
+        flight = Flight(finish_alone=finish_alone)
+        if key is not None:
+            self._by_key[key] = flight
+
+        def landed(task: asyncio.Task[None]) -> None:
+            # A callback, not a `finally`: a task cancelled before its first step never enters one.
+            if task.cancelled() and flight.error is None:
+                flight.error = FlightCancelled()
+            flight.ended = True
+            flight.wake()
+            if key is not None and self._by_key.get(key) is flight:
+                del self._by_key[key]
+
+        flight.task = self._tasks.start(flight.run(work), name="flight")
+        flight.task.add_done_callback(landed)
+        return flight
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __repr__(self) -> str:
+        readers = sum(flight.readers for flight in self._by_key.values())
+        return f"<Flights {len(self._by_key)} in the air, {readers} readers>"

@@ -1,0 +1,105 @@
+"""An outcome as response headers and body fields (protocol section 4); no IO.
+
+An outcome is rendered twice for a stream: as opening headers, and as the last usage chunk,
+because headers leave before the ending is known. ``Cache-Status`` is RFC 9211.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, assert_never
+
+from gateway.chunks import Json
+from policies.outcome import Outcome
+from policies.plan import Plan
+
+CACHE_NAME: Final = "kvgate"
+def render(plan: Plan, outcome: Outcome) -> dict[str, str]:
+    """The ``X-Cache-*``, ``Age`` and ``Cache-Status`` headers of an answer."""
+    headers = {
+        "X-Cache-Hit": "true" if outcome.hit else "false",
+        "X-Cache-Level": outcome.level,
+        "Cache-Status": cache_status(plan, outcome),
+    }
+    if plan.enabled:
+        headers["X-Cache-Key"] = outcome.key
+        headers["X-Cache-Tier"] = outcome.tier
+    if outcome.age_s is not None:
+        headers["Age"] = str(int(outcome.age_s))
+    if outcome.ttl_left_s is not None:
+        headers["X-Cache-TTL"] = str(max(0, int(outcome.ttl_left_s)))
+    if outcome.tokens_saved:
+        headers["X-Cache-Tokens-Saved"] = str(outcome.tokens_saved)
+    if outcome.stale:
+        headers["X-Cache-Stale"] = "true"
+    if plan.debug:
+        if outcome.debug is not None:
+            headers["X-Cache-Debug"] = outcome.debug
+        if outcome.miss_reason is not None:
+            headers["X-Cache-Miss-Reason"] = miss_reason_value(outcome)
+    return headers
+
+
+def cache_status(plan: Plan, outcome: Outcome) -> str:
+    """One member of RFC 9211's list: this cache."""
+    parts = [CACHE_NAME]
+    match outcome.level:
+        case "response" | "semantic" | "negative":
+            parts.append("hit")
+            if outcome.ttl_left_s is not None:
+                parts.append(f"ttl={int(outcome.ttl_left_s)}")
+            parts.append(f"detail={outcome.level}")
+        case "prefix" | "none":
+            parts.append(f"fwd={outcome.forwarded or 'uri-miss'}")
+            if outcome.collapsed:
+                parts.append("collapsed")
+            if outcome.stored:
+                parts.append("stored")
+            if outcome.detail is not None:
+                parts.append(f"detail={outcome.detail}")
+            elif outcome.level == "prefix":
+                parts.append("detail=prefix")
+        case _:
+            assert_never(outcome.level)
+    if plan.enabled:
+        parts.append(f'key="{outcome.key}"')
+    return "; ".join(parts)
+
+
+def miss_reason_value(outcome: Outcome) -> str:
+    """The reason word, with the first difference as parameters where there is one."""
+    reason = outcome.miss_reason or ""
+    if outcome.difference is None:
+        return reason
+    where = "; ".join(
+        f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
+        for name, value in outcome.difference.as_dict().items()
+    )
+    return f"{reason}; {where}"
+
+
+def annotated(body: Json, outcome: Outcome) -> Json:
+    """The body with ``cache_hit`` and the reuse figures in ``usage``; the original is not touched."""
+    marked = {**body, "cache_hit": outcome.hit}
+    usage = body.get("usage")
+    if isinstance(usage, dict):
+        marked["usage"] = annotated_usage(usage)
+    return marked
+
+
+def annotated_usage(usage: Mapping[str, Any]) -> Json:
+    """``usage`` with ``prompt_cache_hit_tokens``, its counterpart and ``cached_tokens``.
+
+    The backend's figures stand; what it leaves out is filled in from what it says.
+    """
+    prompt = usage.get("prompt_tokens")
+    if not isinstance(prompt, int):
+        return dict(usage)
+    details = usage.get("prompt_tokens_details") or {}
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    hit = usage.get("prompt_cache_hit_tokens")
+    hit = hit if isinstance(hit, int) else cached if isinstance(cached, int) else 0
+    return {
+        **usage,
+        "prompt_cache_hit_tokens": hit,
+        "prompt_cache_miss_tokens": usage.get("prompt_cache_miss_tokens", max(0, prompt - hit)),
+        "prompt_tokens_details": {**details, "cached_tokens": hit},
+    }

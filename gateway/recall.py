@@ -1,0 +1,64 @@
+"""What was here lately, so that a miss can say why.
+
+Two bounded memories: why a key left the store, and the canonical form of recent requests per
+place (scope, model, cache key), so that a debug answer can point at the first difference.
+Everything is keyed by scope: nobody is told of what another scope holds.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from os.path import commonprefix
+from typing import Final, Literal
+
+import cachetools
+
+from policies.keys import Scope
+from policies.plan import Plan
+
+Departure = Literal["expired", "evicted", "invalidated"]
+Place = tuple[Scope, str, str | None]
+
+MAX_DEPARTED: Final = 65_536
+MAX_PLACES: Final = 1024
+SHAPES_PER_PLACE: Final = 8
+MAX_SHAPE_BYTES: Final = 32 * 1024
+
+
+class Recall:
+    """The gateway's short memory of keys and request shapes. Text stays in this process."""
+
+    def __init__(self) -> None:
+        self._departed: cachetools.LRUCache[bytes, Departure] = cachetools.LRUCache(MAX_DEPARTED)
+        self._shapes: cachetools.LRUCache[Place, deque[bytes]] = cachetools.LRUCache(MAX_PLACES)
+
+    def left(self, keys: Iterable[bytes], why: Departure) -> None:
+        """These keys are no longer in the store."""
+        for key in keys:
+            self._departed[key] = why
+
+    def stored(self, plan: Plan) -> None:
+        """An answer to this plan is in the store now."""
+        self._departed.pop(plan.key, None)
+        if len(plan.canonical) <= MAX_SHAPE_BYTES:
+            shapes = self._shapes.setdefault(_place(plan), deque(maxlen=SHAPES_PER_PLACE))
+            if plan.canonical not in shapes:
+                shapes.append(plan.canonical)
+
+    def departure(self, key: bytes) -> Departure | None:
+        """Why this key left, if it was here and is still remembered."""
+        return self._departed.get(key)
+
+    def nearest(self, plan: Plan) -> bytes | None:
+        """The stored request of the same place that agrees longest with this one from its start."""
+        shapes = self._shapes.get(_place(plan), ())
+        others = [shape for shape in shapes if shape != plan.canonical]
+        return max(
+            others, key=lambda shape: len(commonprefix([shape, plan.canonical])), default=None
+        )
+
+    def __repr__(self) -> str:
+        return f"<Recall {len(self._departed)} departed, {len(self._shapes)} places>"
+
+
+def _place(plan: Plan) -> Place:
+    return (plan.scope, plan.model, plan.cache_key)

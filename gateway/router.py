@@ -1,0 +1,89 @@
+"""Which backend computes a call: by model name, for now.
+
+A name is looked up as an alias first, then among the served models, then with the backend
+that takes any name (``*``). ``default`` stands for the first model served.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gateway.backends.base import Backend
+from gateway.errors import ClientFault
+
+ANY_MODEL = "*"
+DEFAULT_MODEL = "default"
+_LONGEST_CHAIN = 8  # an alias may name an alias; a ring of them must end
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A backend and the model names it answers to, in the operator's order."""
+
+    backend: Backend
+    models: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a call goes, and the model's name there."""
+
+    backend: Backend
+    model: str
+
+
+class Router:
+    """The served models and their aliases. Never changes after the start."""
+
+    def __init__(self, served: Sequence[Served], aliases: Mapping[str, str]) -> None:
+        self._by_model: dict[str, Backend] = {}
+        self._any: Backend | None = None
+        self._aliases = aliases
+        self.backends = tuple(entry.backend for entry in served)
+        for entry in served:
+            for model in entry.models:
+                if model == ANY_MODEL:
+                    self._any = self._any or entry.backend
+                else:
+                    self._by_model.setdefault(model, entry.backend)
+        self._first = next(iter(self._by_model), None)
+
+    def target(self, model: str) -> Target:
+        """Where ``model`` is computed. Raises: ClientFault 404 ``model_not_found``."""
+        name = model
+        for _ in range(_LONGEST_CHAIN):
+            if name == DEFAULT_MODEL and self._first is not None:
+                name = self._first
+            if (backend := self._by_model.get(name)) is not None:
+                return Target(backend, name)
+            if name not in self._aliases:
+                break
+            name = self._aliases[name]
+        if self._any is not None:
+            return Target(self._any, model)
+        raise ClientFault(
+            f"The model {_shown(model)} does not exist here.",
+            code="model_not_found",
+            status=404,
+            param="model",
+        )
+
+    def models(self) -> Mapping[str, Backend]:
+        """The model names served by name, in the operator's order."""
+        return self._by_model
+
+    def aliases(self) -> Mapping[str, str]:
+        """Names that stand for another."""
+        return self._aliases
+
+    @property
+    def catch_all(self) -> Backend | None:
+        """The backend that takes any model name, if there is one."""
+        return self._any
+
+    def __repr__(self) -> str:
+        return f"<Router {len(self._by_model)} models, {len(self.backends)} backends>"
+
+
+def _shown(model: str) -> str:
+    """The name as it may be echoed: short, and with nothing but printable characters."""
+    return repr(model[:64] + ("…" if len(model) > 64 else ""))

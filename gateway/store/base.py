@@ -1,0 +1,114 @@
+"""The contract of a store, and how entries are selected.
+
+A store never judges: it gives back what is there, stale or not. Errors are its own to raise
+(:class:`StoreError`); the pipeline turns them into a field of the outcome, because the cache
+can only help.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from policies.freshness import EntryMeta
+
+
+class StoreError(Exception):
+    """The store is down, slow or full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored answer: what is known about it, and the folded answer as JSON bytes."""
+
+    meta: EntryMeta
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Which entries are meant. All named members must agree; ``tenant`` ``None`` means any."""
+
+    tenant: str | None
+    key: bytes | None = None
+    tier: str | None = None
+    cache_key: str | None = None
+    prefix: str | None = None
+    namespace: str | None = None
+    context: str | None = None
+    user: str | None = None
+    model: str | None = None
+    batch: str | None = None
+    tag: str | None = None
+
+    def matches(self, meta: EntryMeta) -> bool:
+        """Whether this entry is meant."""
+        name = meta.cache_key or ""
+        return (
+            (self.tenant is None or meta.scope.tenant == self.tenant)
+            and (self.key is None or meta.key == self.key)
+            and (self.tier is None or meta.tier == self.tier)
+            and (self.cache_key is None or meta.cache_key == self.cache_key)
+            and (self.prefix is None or name.startswith(self.prefix))
+            and (self.namespace is None or namespace_of(name) == self.namespace)
+            and (self.context is None or meta.context == self.context)
+            and (self.user is None or meta.user == self.user)
+            and (self.model is None or meta.model == self.model)
+            and (self.batch is None or meta.batch_id == self.batch)
+            and (self.tag is None or self.tag in meta.tags)
+        )
+
+
+def namespace_of(cache_key: str) -> str | None:
+    """The middle of a ``version:namespace:rest`` key."""
+    parts = cache_key.split(":", 2)
+    return parts[1] if len(parts) == 3 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """How full a tier is, and what it has thrown out since the start."""
+
+    tier: str
+    store: str
+    entries: int
+    size_bytes: int
+    max_bytes: int
+    evictions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a ``put`` did: entries that had to go, and whether the new one is kept."""
+
+    kept: bool
+    evicted: Sequence[EntryMeta] = ()
+
+
+class Store(Protocol):
+    """One place that keeps entries of one tier."""
+
+    async def get(self, key: bytes, *, now: float) -> Entry | None:
+        """The entry, counted as a use at ``now`` (unix seconds). Raises: StoreError."""
+        ...
+
+    async def put(self, entry: Entry, *, now: float) -> Stored:
+        """Keep the entry in place of one with the same key. Raises: StoreError."""
+        ...
+
+    async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
+        """Drop what is meant; returns what went. Raises: StoreError."""
+        ...
+
+    async def scan(
+        self, selector: Selector, *, after: bytes | None, limit: int
+    ) -> Sequence[EntryMeta]:
+        """Up to ``limit`` entries in the order of their keys, after ``after``. Raises: StoreError."""
+        ...
+
+    def fill(self) -> Fill:
+        """How full it is; never fails."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of files and connections."""
+        ...
