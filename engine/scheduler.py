@@ -23,7 +23,6 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from engine.errors import ContextLengthError
 from engine.kv.prefix import PrefixIndex, Retention
 from engine.request import LANES, GenerationRequest, Lane, Pick, Sequence, TokenEvent
 
@@ -110,17 +109,16 @@ class Scheduler:
     def running(self) -> int:
         return len(self._running)
 
+    @property
+    def busy(self) -> bool:
+        return bool(self._by_id)
+
     # -- come and go -----------------------------------------------------------------------------
 
     def add(self, request: GenerationRequest) -> Sequence:
-        """Take a request in. Raises `ContextLengthError` for one that could never be served."""
+        """Take a request in; that it fits (`capacity_tokens`) was checked before."""
         wanted = len(request.prompt) + request.sampling.max_tokens
-        if wanted > self.capacity_tokens:
-            raise ContextLengthError(
-                f"This engine holds {self.capacity_tokens} tokens a request,"
-                f" {wanted} were asked for ({len(request.prompt)} in the prompt,"
-                f" {request.sampling.max_tokens} in the completion)."
-            )
+        assert wanted <= self.capacity_tokens, f"{wanted} tokens can never be held"
         assert request.prompt, "a request has at least one token"
         assert request.id not in self._by_id, f"request {request.id} is already there"
         sequence = Sequence(request=request, serial=self._serial, tokens=list(request.prompt))
