@@ -44,8 +44,7 @@ from gateway.config_sections import (
 )
 from gateway.config_sources import Sources, overlay
 from gateway.config_values import Text, weak_key
-from policies.directive import TierName
-from policies.rules import Limits, PrefixRule, ProfileRule, Rules, TierRule
+from policies.rules import Limits, PrefixRule, ProfileRule, Rules, TierName, TierRule
 
 __all__ = ["Backend", "Config", "ConfigError", "Engine", "Problem", "Tenant", "load"]
 

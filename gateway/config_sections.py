@@ -23,7 +23,8 @@ from gateway.config_values import (
     one_of,
     only,
 )
-from policies.directive import Match, Priority, ScopeName, TierName
+from policies.eviction import Priority
+from policies.rules import Match, ScopeName, TierName
 
 DEFAULT_TABLES: Mapping[str, Any] = {
     "aliases": {"deepseek-chat": "default", "deepseek-coder": "default"},
