@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 Lane = Literal["interactive", "batch", "warm"]
@@ -18,7 +17,6 @@ Priority = Literal["high", "medium", "low"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 LANES: tuple[Lane, ...] = ("interactive", "batch", "warm")  # first goes first
-_NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +37,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default=_NO_BIAS)
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     max_tokens: int = 16
     top_logprobs: int | None = None
     ignore_eos: bool = False
