@@ -1,12 +1,12 @@
 """The plan: where the call, the client's wishes, the principal's rights and the rules meet."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from policies.call import Call
+from policies.call import Call, RequestError, canonical
 from policies.directive import Directive
 from policies.eviction import Priority
-from policies.keys import Principal, Scope
+from policies.keys import Principal, Scope, entry_key, fingerprint, kv_salt, public_key
 from policies.rules import Match, Rules, TierName
 
 Lane = Literal["interactive", "batch", "warm"]
@@ -69,4 +69,288 @@ def decide(
     *,
     model: str | None = None,
 ) -> Plan:
-    raise NotImplementedError
+    """Decide everything about a call that can be decided before looking anything up.
+
+    ``model`` is the served model that the call's name stands for, if not that name itself.
+
+    Raises RequestError: 403 ``user_mismatch``; 400 ``invalid_cache_directive`` for wishes that
+    need a word the client did not give; 400 for a body nested too deep.
+    """
+    reasons: list[Reason] = []
+    model = call.model if model is None else model
+    user = _believed_user(directive, principal)
+    enabled, why_not = _enabled(call, directive, rules, reasons)
+    scope = _scope(directive, principal, user, rules, reasons)
+    matched = _match(directive, rules, reasons)
+    retention = _retention(directive, rules, reasons)
+    rights = _rights(call, directive, retention.ttl_s, reasons, enabled=enabled, why_not=why_not)
+    form = canonical(call, context_aware=directive.context_aware is not False)
+    print_ = fingerprint(form)
+    if matched == "key":
+        key = entry_key(scope, model, directive.cache_key, None, endpoint=call.endpoint)
+    else:
+        key = entry_key(scope, model, directive.cache_key, print_)
+    _note_the_rest(directive, reasons)
+    return Plan(
+        key=key,
+        public_key=public_key(key),
+        scope=scope,
+        model=model,
+        salt=kv_salt(scope, rules.kv_secret),
+        cache_key=directive.cache_key,
+        fingerprint=print_,
+        canonical=form,
+        tier=retention.tier,
+        ttl_s=retention.ttl_s,
+        priority=retention.priority,
+        may_read=rights.may_read,
+        may_store=rights.may_store,
+        enabled=enabled,
+        match=matched,
+        max_age_s=directive.max_age_s,
+        only_if_cached=directive.only_if_cached,
+        lane="warm" if directive.preload else "batch" if directive.batch_mode else "interactive",
+        # The prefix level is lossless and always on, but no-store covers every part of a request.
+        reuse_prefix=not directive.no_store,
+        user=user,
+        tags=directive.tags,
+        batch_id=directive.batch_id,
+        context=directive.context,
+        preload=directive.preload is True,
+        debug=directive.debug,
+        why_not=rights.why_not,
+        reasons=tuple(reasons),
+        unknown=directive.unknown,
+    )
+
+
+def _believed_user(directive: Directive, principal: Principal) -> str | None:
+    if directive.user is None or directive.user == principal.user:
+        return principal.user
+    if principal.trusted:
+        return directive.user
+    raise RequestError(
+        "this API key may not speak for another user",
+        code="user_mismatch",
+        param=_param(directive, "user"),
+        status=403,
+    )
+
+
+def _enabled(
+    call: Call, directive: Directive, rules: Rules, reasons: list[Reason]
+) -> tuple[bool, str | None]:
+    origins = directive.origins
+    if directive.enabled is not None:
+        enabled, because = directive.enabled, origins["enabled"]
+    elif directive.preload:
+        enabled, because = True, origins["preload"]
+    elif directive.only_if_cached:
+        enabled, because = True, origins["only_if_cached"]
+    else:
+        enabled, because = rules.enabled_default, "config defaults.enabled"
+    why_not = None if enabled else "disabled"
+    if enabled and directive.strategy == "adaptive":
+        there, needed = len(call.messages), rules.adaptive_min_messages
+        enabled = there >= needed
+        why_not = None if enabled else "too_short"
+        because = f"strategy adaptive: {there} messages, from {needed} on"
+    reasons.append(Reason("enabled", _word(enabled), because))
+    return enabled, why_not
+
+
+def _scope(
+    directive: Directive,
+    principal: Principal,
+    user: str | None,
+    rules: Rules,
+    reasons: list[Reason],
+) -> Scope:
+    kind = directive.scope or rules.scope_default
+    because = directive.origins.get("scope", "config defaults.scope")
+    tenant = principal.tenant
+    if directive.share:
+        if directive.batch_id is None:
+            reasons.append(Reason("share", "ignored", "share needs a batch_id"))
+        elif kind == "user":
+            because = directive.origins["share"]
+            reasons.append(Reason("scope", "batch", because))
+            return Scope("batch", tenant, batch=directive.batch_id)
+        else:
+            reasons.append(Reason("share", "ignored", f"scope {kind} reaches other users already"))
+    reasons.append(Reason("scope", kind, because))
+    if kind == "tenant":
+        return Scope("tenant", tenant)
+    if kind == "shared":
+        return Scope("shared", tenant, context=directive.shared_context or directive.cache_key)
+    if user is None:
+        raise RequestError(
+            "scope user needs a user: an API key of one, or X-Cache-User from a trusted key",
+            code="invalid_cache_directive",
+            param=_param(directive, "scope"),
+        )
+    return Scope("user", tenant, user=user)
+
+
+def _match(directive: Directive, rules: Rules, reasons: list[Reason]) -> Match:
+    """``key`` only for a key that the caller gave as such: it vouches that all its uses agree."""
+    wanted = directive.match or rules.match_default
+    because = directive.origins.get("match", "config defaults.match")
+    if wanted == "key":
+        origin = directive.origins.get("cache_key")
+        if origin == "body prompt_cache_key":
+            wanted, because = "exact", "prompt_cache_key names a prompt prefix, not an answer"
+        elif origin is None and directive.match is None:
+            wanted, because = "exact", "match key needs a cache_key"
+        elif origin is None:
+            raise RequestError(
+                "match key needs a cache_key",
+                code="invalid_cache_directive",
+                param=_param(directive, "match"),
+            )
+    elif wanted == "semantic":
+        wanted, because = "exact", "semantic matching is not available"
+    reasons.append(Reason("match", wanted, because))
+    return wanted
+
+
+class _Bid(NamedTuple):
+    """What one rule would have; the first bid that names a thing wins it."""
+
+    because: str
+    tier: TierName | None
+    ttl_s: float | None
+    priority: Priority | None
+
+
+class _Retention(NamedTuple):
+    tier: TierName
+    ttl_s: float
+    priority: Priority
+
+
+def _retention(directive: Directive, rules: Rules, reasons: list[Reason]) -> _Retention:
+    tier: TierName | None = None
+    ttl_s: float | None = None
+    priority: Priority | None = None
+    for bid in _bids(directive, rules):
+        if tier is None and bid.tier is not None:
+            tier = bid.tier
+            reasons.append(Reason("tier", tier, bid.because))
+        if ttl_s is None and bid.ttl_s is not None:
+            ttl_s = bid.ttl_s
+            reasons.append(Reason("ttl_s", f"{ttl_s:.15g}", bid.because))
+        if priority is None and bid.priority is not None:
+            priority = bid.priority
+            reasons.append(Reason("priority", priority, bid.because))
+    assert tier is not None  # the default tier bids for all three
+    assert ttl_s is not None
+    assert priority is not None
+    return _Retention(tier, ttl_s, priority)
+
+
+def _bids(directive: Directive, rules: Rules) -> list[_Bid]:
+    """The rules that speak for this call, in the protocol's order of precedence."""
+    origins = directive.origins
+    bids: list[_Bid] = []
+    if directive.ttl_s is not None:
+        bids.append(_Bid(origins["ttl_s"], None, directive.ttl_s, None))
+    if directive.priority is not None:
+        bids.append(_Bid(origins["priority"], None, None, directive.priority))
+    if directive.tier is not None:
+        bids.append(_tier_bid(origins["tier"], directive.tier, rules))
+    if directive.prompt_type is not None:
+        tier = rules.prompt_types.get(directive.prompt_type) or rules.prompt_types.get("*")
+        if tier is not None:
+            bids.append(_tier_bid(f"prompt type {directive.prompt_type}", tier, rules))
+    if directive.context is not None:
+        profile = rules.contexts.get(directive.context) or rules.contexts.get("*")
+        if profile is not None:
+            because = f"context {directive.context}"
+            bids.append(_Bid(because, None, profile.ttl_s, profile.priority))
+    if directive.cache_key is not None:
+        bids.extend(_prefix_bids(directive.cache_key, rules))
+    # Strategy adaptive bids here once conversations are classified.
+    bids.append(_tier_bid("default tier", rules.default_tier, rules))
+    return bids
+
+
+def _tier_bid(because: str, tier: TierName, rules: Rules) -> _Bid:
+    rule = rules.tiers[tier]
+    return _Bid(because, tier, rule.ttl_s, rule.priority)
+
+
+def _prefix_bids(cache_key: str, rules: Rules) -> list[_Bid]:
+    matching = [rule for rule in rules.key_prefixes if cache_key.startswith(rule.prefix)]
+    if not matching:
+        return []
+    rule = max(matching, key=lambda rule: len(rule.prefix))
+    because = f"key prefix {rule.prefix}"
+    bids = [_Bid(because, None, rule.ttl_s, rule.priority)]
+    if rule.tier is not None:
+        bids.append(_tier_bid(because, rule.tier, rules))
+    return bids
+
+
+class _Rights(NamedTuple):
+    may_read: bool
+    may_store: bool
+    why_not: str | None
+
+
+def _rights(
+    call: Call,
+    directive: Directive,
+    ttl_s: float,
+    reasons: list[Reason],
+    *,
+    enabled: bool,
+    why_not: str | None,
+) -> _Rights:
+    """May this call be answered from the cache, may its answer be kept, and if not, why."""
+    if not enabled:
+        return _Rights(False, False, why_not)
+    origins = directive.origins
+    if call.stream and directive.stream is False:
+        reasons.append(Reason("read", "false", origins["stream"]))
+        reasons.append(Reason("store", "false", origins["stream"]))
+        return _Rights(False, False, "stream")
+    may_read = may_store = True
+    if directive.reuse is False or directive.no_cache:
+        may_read, why_not = False, "no_cache"
+        because = origins["reuse"] if directive.reuse is False else origins["no_cache"]
+        reasons.append(Reason("read", "false", because))
+    if directive.no_store:
+        may_store, why_not = False, why_not or "no_store"
+        reasons.append(Reason("store", "false", origins["no_store"]))
+    elif ttl_s == 0:
+        may_store, why_not = False, why_not or "ttl_0"
+        reasons.append(Reason("store", "false", "ttl 0"))
+    return _Rights(may_read, may_store, why_not)
+
+
+def _note_the_rest(directive: Directive, reasons: list[Reason]) -> None:
+    """Say what else was heard, and honestly what nothing is done about yet."""
+    origins = directive.origins
+    if directive.cache_key is not None:
+        reasons.append(Reason("cache_key", "given", origins["cache_key"]))
+    if directive.user is not None:
+        reasons.append(Reason("user", "given", origins["user"]))
+    if directive.context_aware is False:
+        reasons.append(Reason("context_aware", "false", origins["context_aware"]))
+    if directive.preload or directive.batch_mode:
+        lane, said = ("warm", "preload") if directive.preload else ("batch", "batch_mode")
+        reasons.append(Reason("lane", lane, origins[said]))
+    if directive.max_age_s is not None:
+        reasons.append(Reason("max_age_s", f"{directive.max_age_s:.15g}", origins["max_age_s"]))
+    if directive.shared or directive.shared_context is not None:
+        reasons.append(Reason("shared_context", "ignored", "shared contexts are not available"))
+
+
+def _word(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _param(directive: Directive, field: str) -> str:
+    """The body field or header that a field came from: the last word of its origin."""
+    return directive.origins.get(field, field).rpartition(" ")[2]
