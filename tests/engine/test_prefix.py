@@ -1,0 +1,275 @@
+"""Which blocks are found again, which are kept, and which go."""
+
+import math
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from engine.kv.blocks import BlockPool
+from engine.kv.prefix import PrefixIndex, Retention
+
+P = 4
+MEDIUM = Retention()
+
+
+class Holder:
+    """What the scheduler would keep for one sequence."""
+
+    def __init__(self, index: PrefixIndex, tokens: list[int], salt: str = "") -> None:
+        self.index, self.tokens, self.salt = index, tokens, salt
+        self.chain: list[bytes] = []
+        index.extend_chain(self.chain, tokens, salt)
+        self.shared = index.match(self.chain, tokens, salt)
+        index.hold(self.shared)
+        need = -(-len(tokens) // index.block_tokens) - len(self.shared)
+        own = index.take(need, now=0.0)
+        if own is None:
+            index.release(self.shared, retention=MEDIUM, now=0.0)
+            raise MemoryError
+        self.blocks = self.shared + own
+
+    def publish(self, retention: Retention = MEDIUM) -> list[int | None]:
+        results = []
+        for number in range(len(self.tokens) // self.index.block_tokens):
+            block = self.index.publish(
+                self.chain,
+                number,
+                self.tokens,
+                self.blocks,
+                salt=self.salt,
+                retention=retention,
+            )
+            results.append(block)
+            if block is None:
+                break
+            self.blocks[number] = block
+        return results
+
+    def leave(self, *, now: float = 0.0, retention: Retention = MEDIUM) -> None:
+        self.index.release(self.blocks, retention=retention, now=now)
+        self.blocks = []
+
+
+def make(blocks: int = 8) -> PrefixIndex:
+    return PrefixIndex(BlockPool(blocks), block_tokens=P, fingerprint=b"model")
+
+
+def kept(index: PrefixIndex, tokens: list[int], salt: str = "", **how: object) -> None:
+    holder = Holder(index, tokens, salt)
+    holder.publish(Retention(**how) if how else MEDIUM)  # type: ignore[arg-type]
+    holder.leave(retention=Retention(**how) if how else MEDIUM)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("length", "found"), [(P - 1, 0), (P, 0), (P + 1, P), (2 * P, P), (2 * P + 1, 2 * P)]
+)
+def test_only_full_blocks_are_found_and_never_the_last_token(length: int, found: int) -> None:
+    index = make()
+    kept(index, list(range(20)))
+    assert index.lookup(list(range(length)), "") == found
+    index.check_integrity()
+
+
+def test_the_same_salt_finds_and_another_does_not() -> None:
+    index = make()
+    kept(index, list(range(9)), "acme")
+    assert index.lookup(list(range(9)), "acme") == 8
+    assert index.lookup(list(range(9)), "other") == 0
+    assert index.lookup(list(range(9)), "") == 0
+
+
+def test_another_model_has_other_keys() -> None:
+    one, other = make(), PrefixIndex(BlockPool(1), block_tokens=P, fingerprint=b"other")
+    assert one.root("s") != other.root("s")
+    assert one.root("s") == make().root("s")
+
+
+def test_a_key_with_other_tokens_is_a_miss_not_a_wrong_answer() -> None:
+    index = make()
+    kept(index, [1, 2, 3, 4, 5])
+    entry = next(iter(index._entries.values()))
+    entry.content = b"\0" * 16
+    assert index.lookup([1, 2, 3, 4, 5], "") == 0
+    holder = Holder(index, [1, 2, 3, 4, 5])
+    assert holder.publish() == [None]
+    holder.leave()
+
+
+def test_equal_blocks_computed_twice_are_kept_once() -> None:
+    index = make()
+    one, two = Holder(index, list(range(9))), Holder(index, list(range(9)))
+    assert one.publish() == [0, 1]
+    assert two.publish() == [0, 1]
+    assert repr(index.pool) == "BlockPool(total=8 free=4 held=4 idle=0)"
+    one.leave()
+    two.leave()
+    assert repr(index) == "PrefixIndex(blocks=2 idle=2 hit_tokens=0 miss_tokens=0 evicted=0)"
+    index.check_integrity()
+
+
+def test_the_tail_goes_before_the_head() -> None:
+    index = make(4)
+    kept(index, list(range(16)))
+    index.take(1, now=1.0)
+    assert index.lookup(list(range(17)), "") == 12
+    index.take(2, now=1.0)
+    assert index.lookup(list(range(17)), "") == 4
+    index.check_integrity()
+
+
+def test_only_the_shortfall_is_evicted() -> None:
+    index = make(4)
+    kept(index, list(range(12)))
+    assert index.take(2, now=1.0) is not None
+    assert index.stats().evicted_blocks == 1
+    assert index.take(3, now=1.0) is None
+    assert index.stats().evicted_blocks == 1
+
+
+def test_low_priority_goes_before_high_and_expired_before_all() -> None:
+    index = make(6)
+    kept(index, [1] * 4, priority="high", expires_at=5.0)
+    kept(index, [2] * 4, priority="low")
+    kept(index, [3] * 4, priority="high")
+    index.take(4, now=1.0)
+    assert [index.lookup([n] * 5, "") for n in (1, 2, 3)] == [4, 0, 4]
+    index.take(1, now=6.0)
+    assert [index.lookup([n] * 5, "") for n in (1, 2, 3)] == [0, 0, 4]
+
+
+def test_a_head_shared_by_two_lives_as_long_as_the_longer_wish() -> None:
+    index = make(8)
+    kept(index, [1] * 4 + [2] * 4, priority="low", expires_at=5.0)
+    kept(index, [1] * 4 + [3] * 4, priority="high", expires_at=50.0)
+    index.take(6, now=6.0)
+    assert index.lookup([1] * 4 + [2] * 5, "") == 4
+    assert index.lookup([1] * 4 + [3] * 5, "") == 8
+
+
+def test_an_expired_wish_counts_for_nothing_in_a_merge() -> None:
+    old = Retention("high", 5.0)
+    assert old.merged(Retention("low", 9.0), now=6.0) == Retention("low", 9.0)
+    assert old.merged(Retention("low", 9.0), now=4.0) == Retention("high", 9.0)
+
+
+def test_whatever_the_order_says_no_orphan_stays_behind() -> None:
+    index = make(4)
+    kept(index, list(range(12)))
+    head = index.match(*_asked(index, list(range(13))), "")[0]
+
+    class HeadFirst:
+        def __init__(self, order: object) -> None:
+            self.order = order
+
+        def pop(self, *, now: float) -> int:
+            index._order.discard(head)
+            return head
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.order, name)
+
+        def __len__(self) -> int:
+            return len(self.order)  # type: ignore[arg-type]
+
+        def __contains__(self, key: object) -> bool:
+            return key in self.order  # type: ignore[operator]
+
+    index._order = HeadFirst(index._order)  # type: ignore[assignment]
+    index.take(2, now=0.0)
+    assert index.stats().blocks == 0
+    assert index.stats().evicted_blocks == 3
+
+
+def _asked(index: PrefixIndex, tokens: list[int]) -> tuple[list[bytes], list[int]]:
+    chain: list[bytes] = []
+    index.extend_chain(chain, tokens, "")
+    return chain, tokens
+
+
+def test_invalidation_takes_one_salt_and_leaves_the_others() -> None:
+    index = make()
+    kept(index, list(range(9)), "a")
+    kept(index, list(range(9)), "b")
+    assert index.invalidate("a") == 8
+    assert index.lookup(list(range(9)), "a") == 0
+    assert index.lookup(list(range(9)), "b") == 8
+    assert index.invalidate() == 8
+    assert repr(index.pool) == "BlockPool(total=8 free=8 held=0 idle=0)"
+    index.check_integrity()
+
+
+def test_a_running_sequence_survives_invalidation_and_publishes_no_more() -> None:
+    index = make()
+    holder = Holder(index, list(range(8)))
+    holder.publish()
+    index.invalidate()
+    other = Holder(index, list(range(4)))
+    assert other.publish() == [other.blocks[0]]
+    # its second block must not hang below a first block that is not its own
+    assert (
+        index.publish(holder.chain, 1, holder.tokens, holder.blocks, salt="", retention=MEDIUM)
+        is None
+    )
+    other.leave()
+    holder.leave()
+    index.check_integrity()
+
+
+class IndexMachine(RuleBasedStateMachine):
+    """Sequences of few distinct tokens come, publish, leave and are invalidated in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = PrefixIndex(BlockPool(7), block_tokens=2)
+        self.holders: list[Holder] = []
+        self.now = 0.0
+
+    @rule(
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9), salt=st.sampled_from(["", "s"])
+    )
+    def come(self, tokens: list[int], salt: str) -> None:
+        try:
+            self.holders.append(Holder(self.index, tokens, salt))
+        except MemoryError:
+            assert self.index.available_blocks() < 5
+
+    @precondition(lambda self: self.holders)
+    @rule(data=st.data())
+    def publish(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.holders)).publish()
+
+    @precondition(lambda self: self.holders)
+    @rule(
+        data=st.data(),
+        priority=st.sampled_from(["low", "medium", "high"]),
+        ttl_s=st.sampled_from([0.0, 2.0, math.inf]),
+    )
+    def leave(self, data: st.DataObject, priority: str, ttl_s: float) -> None:
+        holder = data.draw(st.sampled_from(self.holders))
+        self.holders.remove(holder)
+        self.now += 1
+        wish = Retention(priority, self.now + ttl_s)  # type: ignore[arg-type]
+        holder.leave(now=self.now, retention=wish)
+
+    @rule(salt=st.sampled_from([None, "", "s"]))
+    def invalidate(self, salt: str | None) -> None:
+        self.index.invalidate(salt)
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        self.index.check_integrity()
+        for block in range(7):
+            count = sum(holder.blocks.count(block) for holder in self.holders)
+            assert self.index.pool.references(block) == count
+
+    def teardown(self) -> None:
+        for holder in self.holders:
+            holder.leave()
+        self.index.invalidate()
+        assert repr(self.index.pool) == "BlockPool(total=7 free=7 held=0 idle=0)"
+
+
+IndexMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestIndexMachine = IndexMachine.TestCase
