@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from gateway.config_values import (
+    AtLeastOne,
     AutoOrBool,
     AutoOrCount,
     BaseUrl,
@@ -79,7 +80,7 @@ class Tenant(Section):
     """Who may ask. ``api_keys`` holds SHA-256 digests; a plain key does not outlive the loading."""
 
     name: Name
-    api_keys: Annotated[tuple[KeyDigest, ...], Field(min_length=1, repr=False)]
+    api_keys: Annotated[tuple[KeyDigest, ...], AtLeastOne, Field(repr=False)]
     user: Text | None = None
     trusted_proxy: bool = False
     admin: bool = False
@@ -93,7 +94,7 @@ class Backend(Section):
     base_url: BaseUrl
     api_key: SecretStr | None = None
     dialect: Annotated[str, only("generic")] = "generic"
-    models: Annotated[tuple[Text, ...], Field(min_length=1)]
+    models: Annotated[tuple[Text, ...], AtLeastOne]
     connect_timeout: LongerThanZero = 5.0
     read_timeout: LongerThanZero = 300.0
 

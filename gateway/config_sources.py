@@ -92,14 +92,23 @@ class Sources:
         for length in range(len(where), 0, -1):
             part = where[:length]
             if _has(self.from_flags, part) or _has(self.from_environment, part):
-                for shorter in range(length, 0, -1):
-                    if part[:shorter] in self.variables:
-                        return Problem(
-                            dotted(where), message, variable=self.variables[part[:shorter]]
-                        )
+                name = self._variable(part) or (
+                    self._variable_within(where) if part == where else None
+                )
+                if name is not None:
+                    return Problem(dotted(where), message, variable=name)
             if part in self.lines:
                 return Problem(dotted(where), message, line=self.lines[part])
         return Problem(dotted(where), message)
+
+    def _variable(self, where: Where) -> str | None:
+        """The variable that holds the value at ``where``: its own, or the JSON of a level above."""
+        above = (where[:length] for length in range(len(where), 0, -1))
+        return next((self.variables[part] for part in above if part in self.variables), None)
+
+    def _variable_within(self, where: Where) -> str | None:
+        depth = len(where)
+        return next((name for path, name in self.variables.items() if path[:depth] == where), None)
 
     def problem(self, detail: ErrorDetails) -> Problem:
         """One of pydantic's findings in our words."""
@@ -113,6 +122,8 @@ class Sources:
                 return self.at(where, "must be a mapping")
             case "tuple_type":
                 return self.at(where, "must be a list")
+            case "string_too_short":
+                return self.at(where, "must not be empty")
             case "string_pattern_mismatch":
                 return self.at(where, "has characters that cannot be used here, or is too long")
             case "value_error":
@@ -196,6 +207,6 @@ def _variables_of(kind: type[BaseModel], name: str) -> Iterator[str]:
 
 def _unknown_variable(model: type[BaseSettings], name: str) -> Problem:
     known = list(_variables_of(model, "KVGATE_"))
-    near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.75)
     hint = f"; did you mean {near[0]}?" if near else "; levels are joined by two underscores"
     return Problem(dotted(_path_of(name)), f"no such option{hint}", variable=name)

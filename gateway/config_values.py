@@ -9,7 +9,7 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 SECONDS_PER_UNIT = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 BYTES_PER_UNIT = {
@@ -33,7 +33,7 @@ def parse_duration(value: object) -> float:
     """``300``, ``"300"``, ``"30m"``, ``"500ms"`` in seconds."""
     wanted = "must be seconds, or a number with a unit such as 30m, 2h or 1d"
     if isinstance(value, str):
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?", value.strip())
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|w)?", value.strip())
         if not found:
             raise ValueError(wanted)
         value = float(found[1]) * SECONDS_PER_UNIT[found[2] or "s"]
@@ -50,7 +50,7 @@ def parse_size(value: object) -> int:
     if isinstance(value, bool):
         raise ValueError(wanted)
     if isinstance(value, str):
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", value.strip())
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B|B)?", value.strip())
         if not found:
             raise ValueError(wanted)
         value = float(found[1]) * BYTES_PER_UNIT[found[2] or "B"]
@@ -157,6 +157,13 @@ def one_of(available: tuple[str, ...], *, later: tuple[str, ...]) -> BeforeValid
     return BeforeValidator(check)
 
 
+def not_empty(value: tuple[object, ...]) -> tuple[object, ...]:
+    """Unlike ``min_length``, silent when an item was already refused."""
+    if not value:
+        raise ValueError("needs at least one")
+    return value
+
+
 def empty_list(value: object) -> tuple[()]:
     """For a documented list that nothing reads yet."""
     if value in (None, [], ()):
@@ -174,4 +181,5 @@ KeyDigest = Annotated[bytes, PlainValidator(digest_key)]
 BaseUrl = Annotated[str, BeforeValidator(parse_base_url)]
 AutoOrBool = Annotated[bool | Literal["auto"], PlainValidator(parse_auto_or_bool)]
 AutoOrCount = Annotated[int | Literal["auto"], PlainValidator(parse_auto_or_count)]
-EmptyList = Annotated[tuple[()], PlainValidator(empty_list)]
+AtLeastOne = AfterValidator(not_empty)
+EmptyList = Annotated[tuple[object, ...], BeforeValidator(empty_list)]

@@ -1,0 +1,91 @@
+"""API keys: who is let in, as whom, and what a refusal gives away."""
+
+import ast
+import inspect
+
+import pytest
+
+from gateway import auth
+from gateway.auth import Authenticator
+from gateway.config_sections import Tenant
+from gateway.errors import ClientFault
+from policies.keys import Principal
+
+KEY_A, KEY_B = "key-of-acme-0123456789", "key-of-bolt-0123456789"
+
+
+@pytest.fixture
+def authenticator() -> Authenticator:
+    return Authenticator(
+        [
+            Tenant.model_validate(
+                {"name": "acme", "api_keys": [KEY_A, KEY_A + "2"], "user": "ann"}
+            ),
+            Tenant.model_validate(
+                {"name": "bolt", "api_keys": [KEY_B], "trusted_proxy": True, "admin": True}
+            ),
+        ]
+    )
+
+
+def test_a_key_names_its_tenant_its_user_and_its_rights(authenticator: Authenticator) -> None:
+    acme = Principal("acme", user="ann")
+    assert authenticator.principal(f"Bearer {KEY_A}") == acme
+    assert authenticator.principal(f"Bearer {KEY_A}2") == acme
+    bolt = Principal("bolt", trusted=True, admin=True)
+    assert authenticator.principal(f"Bearer {KEY_B}") == bolt
+
+
+@pytest.mark.parametrize("scheme", ["bearer ", "BEARER ", "Bearer   ", " Bearer "])
+def test_the_scheme_is_read_without_case_or_extra_spaces(
+    scheme: str, authenticator: Authenticator
+) -> None:
+    assert authenticator.principal(scheme + KEY_A).tenant == "acme"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None, "", " ", "Bearer", "Bearer ", KEY_A, f"Basic {KEY_A}", "Bearer wrong",
+        f"Bearer {KEY_A[:-1]}", f"Bearer {KEY_A} {KEY_B}", f"Bearer {KEY_A.upper()}",
+        "Bearer \udcff\udcfe", "Bearer ключ", "Bearer " + "x" * 100_000,
+    ],
+)  # fmt: skip
+def test_anything_else_is_401_without_a_word_of_the_key(
+    header: str | None, authenticator: Authenticator
+) -> None:
+    with pytest.raises(ClientFault) as caught:
+        authenticator.principal(header)
+    assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
+    assert KEY_A[:8] not in caught.value.message
+    assert "wrong" not in caught.value.message
+
+
+def test_a_digest_is_no_key(authenticator: Authenticator) -> None:
+    digest = Tenant.model_validate({"name": "a", "api_keys": [KEY_A]}).api_keys[0]
+    with pytest.raises(ClientFault):
+        authenticator.principal(f"Bearer sha256:{digest.hex()}")
+
+
+@pytest.mark.parametrize("header", [None, "Bearer anything", "Basic x"])
+def test_with_no_tenants_everybody_is_the_open_one(header: str | None) -> None:
+    principal = Authenticator([]).principal(header)
+    assert principal == Principal("default", user=None, trusted=True, admin=True)
+
+
+def test_it_shows_a_count_and_no_key(authenticator: Authenticator) -> None:
+    assert repr(authenticator) == "<Authenticator 3 keys>"
+    assert repr(Authenticator([])) == "<Authenticator open>"
+
+
+def test_secrets_are_never_compared_with_equals() -> None:
+    tree = ast.parse(inspect.getsource(auth))
+    compared = {
+        name.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        for name in ast.walk(node)
+        if isinstance(name, ast.Name)
+    }
+    assert not compared & {"key", "digest", "held", "authorization"}
+    assert "compare_digest" in inspect.getsource(auth)
