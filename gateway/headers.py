@@ -12,6 +12,8 @@ from policies.outcome import Outcome
 from policies.plan import Plan
 
 CACHE_NAME: Final = "kvgate"
+
+
 def render(plan: Plan, outcome: Outcome) -> dict[str, str]:
     """The ``X-Cache-*``, ``Age`` and ``Cache-Status`` headers of an answer."""
     headers = {

@@ -7,7 +7,6 @@ Everything is keyed by scope: nobody is told of what another scope holds.
 
 from collections import deque
 from collections.abc import Iterable
-from os.path import commonprefix
 from typing import Final, Literal
 
 import cachetools
@@ -48,16 +47,25 @@ class Recall:
         """Why this key left, if it was here and is still remembered."""
         return self._departed.get(key)
 
+    def any_other(self, plan: Plan) -> bytes | None:
+        """Some other stored request of the same place: cheap, and enough to name the reason."""
+        shapes = self._shapes.get(_place(plan), ())
+        return next((shape for shape in shapes if shape != plan.canonical), None)
+
     def nearest(self, plan: Plan) -> bytes | None:
         """The stored request of the same place that agrees longest with this one from its start."""
         shapes = self._shapes.get(_place(plan), ())
         others = [shape for shape in shapes if shape != plan.canonical]
-        return max(
-            others, key=lambda shape: len(commonprefix([shape, plan.canonical])), default=None
-        )
+        return max(others, key=lambda shape: _common(shape, plan.canonical), default=None)
 
     def __repr__(self) -> str:
         return f"<Recall {len(self._departed)} departed, {len(self._shapes)} places>"
+
+
+def _common(one: bytes, other: bytes) -> int:
+    """How many bytes agree from the start."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _place(plan: Plan) -> Place:

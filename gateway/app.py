@@ -1,0 +1,225 @@
+"""The composition root: everything is built here, once, and the clock and the dice are read here.
+
+:func:`build` makes the aiohttp application; ``gateway.serve`` runs it until a signal.
+"""
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+
+from gateway.auth import Authenticator
+from gateway.backends.embedded import EngineProcess
+from gateway.backends.openai import OpenAIBackend, Timeouts
+from gateway.config import Config
+from gateway.errors import error_body
+from gateway.flights import Flights, Tasks
+from gateway.journal import Journal, Price
+from gateway.metrics import Metrics
+from gateway.pipeline import Pipeline
+from gateway.recall import Recall
+from gateway.router import Router, Served
+from gateway.routes.cache import Cache
+from gateway.routes.completions import Completions
+from gateway.routes.models import Models
+from gateway.routes.ops import Ops
+from gateway.routes.shape import Handler, guarded, json_response, request_id_of
+from gateway.store.memory import MemoryStore
+from gateway.store.tiers import Tiers
+
+OPENAI_PREFIXES: Final = ("/v1", "")
+KEEPALIVE_S: Final = 75.0
+EMBEDDED: Final = "embedded"
+
+_now: Callable[[], float] = time.time  # noqa: TID251 - the wall clock is read here and handed on
+_draw: Callable[[], float] = random.random  # noqa: TID251 - the dice are thrown here and handed on
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Everything that was built, for whoever runs or tests it."""
+
+    config: Config
+    store: Tiers
+    flights: Flights
+    recall: Recall
+    router: Router
+    journal: Journal
+    pipeline: Pipeline
+    engine: EngineProcess | None
+    tasks: Tasks
+
+
+GATEWAY: Final = web.AppKey("gateway", Gateway)
+
+
+async def build(
+    config: Config, *, now: Callable[[], float] = _now, draw: Callable[[], float] = _draw
+) -> web.Application:
+    """The application. It owns what it builds: its clean-up closes all of it."""
+    rules = config.rules()
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
+    )
+    tasks = Tasks()
+    engine = EngineProcess(config.engine, tasks=tasks) if config.engine_enabled() else None
+    router = Router(_served(config, session, engine), config.aliases)
+    authenticator = Authenticator(config.tenants)
+    store = Tiers(
+        {tier: MemoryStore(tier, max_bytes=rule.max_bytes) for tier, rule in rules.tiers.items()}
+    )
+    flights, recall = Flights(tasks), Recall()
+    journal = Journal(
+        Metrics(
+            models=router.models(),
+            tenants=[tenant.name for tenant in config.tenants] or ["default"],
+        ),
+        {
+            model: Price(price.miss_per_mtok, price.hit_per_mtok, price.output_per_mtok)
+            for model, price in config.prices.items()
+        },
+    )
+    pipeline = Pipeline(
+        rules=rules, store=store, flights=flights, recall=recall, now=now, draw=draw
+    )
+    gateway = Gateway(config, store, flights, recall, router, journal, pipeline, engine, tasks)
+    completions = Completions(
+        authenticator=authenticator,
+        router=router,
+        pipeline=pipeline,
+        journal=journal,
+        rules=rules,
+        now=now,
+        clock=time.monotonic,
+    )
+    models = Models(authenticator=authenticator, router=router, started_s=now())
+    cache = Cache(
+        authenticator=authenticator,
+        router=router,
+        store=store,
+        recall=recall,
+        journal=journal,
+        rules=rules,
+        now=now,
+    )
+    ops = Ops(
+        authenticator=authenticator,
+        metrics=journal.metrics,
+        store=store,
+        flights=flights,
+        unready=lambda: _unready(gateway),
+    )
+    app = web.Application(client_max_size=rules.limits.max_body_bytes)
+    app[GATEWAY] = gateway
+    _route(app, completions, models, cache, ops)
+    app.cleanup_ctx.append(lambda _: _lifetime(gateway, session))
+    return app
+
+
+def _served(
+    config: Config, session: aiohttp.ClientSession, engine: EngineProcess | None
+) -> list[Served]:
+    served = []
+    if engine is not None:
+        backend = OpenAIBackend(
+            EMBEDDED,
+            session=session,
+            locate=engine.base_url,
+            clock=time.monotonic,
+            dialect="kvgate",
+        )
+        served.append(Served(backend, (engine_model(config.engine.model),)))
+    for wish in config.backends:
+        root = wish.base_url.rstrip("/")
+        backend = OpenAIBackend(
+            wish.name,
+            session=session,
+            locate=partial(str, root),
+            clock=time.monotonic,
+            api_key=wish.api_key.get_secret_value() if wish.api_key else None,
+            dialect=wish.dialect,
+            timeouts=Timeouts(connect_s=wish.connect_timeout, read_s=wish.read_timeout),
+        )
+        served.append(Served(backend, wish.models))
+    return served
+
+
+def engine_model(model: str) -> str:
+    """The name under which the embedded engine's model is served: its id, or its file's name."""
+    path = Path(model)
+    return path.stem if path.suffix == ".gguf" else path.name
+
+
+def _route(
+    app: web.Application, completions: Completions, models: Models, cache: Cache, ops: Ops
+) -> None:
+    router = app.router
+    for prefix in OPENAI_PREFIXES:
+        router.add_post(f"{prefix}/chat/completions", completions.handler("chat"))
+        router.add_post(f"{prefix}/completions", completions.handler("completions"))
+        router.add_post(f"{prefix}/embeddings", completions.handler("embeddings"))
+        router.add_get(f"{prefix}/models", guarded(models.list))
+        router.add_get(f"{prefix}/models/{{model:.+}}", guarded(models.one))
+        router.add_delete(f"{prefix}/models/{{model:.+}}", guarded(models.forward))
+        router.add_get(f"{prefix}/chat/completions", guarded(models.forward))
+        for method in ("GET", "POST", "DELETE"):
+            router.add_route(
+                method, f"{prefix}/chat/completions/{{rest:.+}}", guarded(models.forward)
+            )
+    router.add_get("/v1/cache/stats", guarded(cache.stats))
+    router.add_get("/v1/cache/entries", guarded(cache.entries))
+    router.add_get("/v1/cache/entries/{key}", guarded(cache.entry))
+    router.add_delete("/v1/cache/entries/{key}", guarded(cache.delete_entry))
+    router.add_post("/v1/cache/invalidate", guarded(cache.invalidate))
+    router.add_get("/healthz", guarded(ops.healthz))
+    router.add_get("/readyz", guarded(ops.readyz))
+    router.add_get("/metrics", guarded(ops.metrics))
+    app.middlewares.append(_openai_errors)
+
+
+@web.middleware
+async def _openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """404 and 405 of the router in OpenAI's shape."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        message = f"{request.method} {request.path[:200]!r}: {error.reason}."
+        if request.path.endswith("/"):
+            message += " Try it without the slash at the end."
+        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status, "http_error")
+        response = json_response(
+            error_body(status=error.status, code=code, message=message, param=None),
+            status=error.status,
+            **{"X-Request-ID": request_id_of(request)},
+        )
+        if allow := error.headers.get("Allow"):
+            response.headers["Allow"] = allow
+        return response
+
+
+def _unready(gateway: Gateway) -> Mapping[str, str]:
+    engine = gateway.engine
+    if engine is None or engine.state == "ready":
+        return {}
+    return {"engine": engine.state}
+
+
+async def _lifetime(gateway: Gateway, session: aiohttp.ClientSession) -> AsyncIterator[None]:
+    if gateway.engine is not None:
+        await gateway.engine.start()
+    try:
+        yield
+    finally:
+        await gateway.tasks.close()
+        if gateway.engine is not None:
+            await gateway.engine.stop()
+        await session.close()
+        await gateway.store.close()

@@ -1,0 +1,170 @@
+"""What became of each call: one log line, the metrics, the statistics. Off the hot path.
+
+Nothing here ever holds a prompt, an answer, an API key or a token. Savings are what the
+original computation took: measured seconds, counted tokens, and money by the configured
+prices; response hits and reused prefixes are kept apart.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+
+from gateway.metrics import Metrics
+from policies.outcome import Outcome
+from policies.plan import Plan
+
+MAX_LABELS: Final = 256
+"""Models and tenants counted by name; later ones are counted as ``other``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Money per million tokens: prompt computed, prompt reused, completion."""
+
+    miss_per_mtok: float
+    hit_per_mtok: float
+    output_per_mtok: float
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of one level, tier, model or tenant."""
+
+    requests: int = 0
+    hits: int = 0
+    tokens_saved: int = 0
+    seconds_saved: float = 0.0
+    money_saved: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON for ``/v1/cache/stats``."""
+        return {
+            "requests": self.requests,
+            "hits": self.hits,
+            "hit_rate": round(self.hits / self.requests, 4) if self.requests else 0.0,
+            "tokens_saved": self.tokens_saved,
+            "seconds_saved": round(self.seconds_saved, 6),
+            "money_saved": round(self.money_saved, 9),
+        }
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Everything counted since the start."""
+
+    total: Tally = field(default_factory=Tally)
+    levels: dict[str, Tally] = field(default_factory=dict)
+    tiers: dict[str, Tally] = field(default_factory=dict)
+    models: dict[str, Tally] = field(default_factory=dict)
+    tenants: dict[str, Tally] = field(default_factory=dict)
+    miss_reasons: dict[str, int] = field(default_factory=dict)
+    collapsed: int = 0
+    stale: int = 0
+    errors: int = 0
+    store_errors: int = 0
+
+
+class Journal:
+    """Takes every outcome once, after its answer has left."""
+
+    def __init__(self, metrics: Metrics, prices: Mapping[str, Price]) -> None:
+        self.metrics = metrics
+        self.statistics = Statistics()
+        self._prices = prices
+        self._log = structlog.get_logger("kvgate.request")
+
+    def note(
+        self,
+        *,
+        request_id: str,
+        endpoint: str,
+        plan: Plan,
+        outcome: Outcome,
+        seconds: float,
+        cost_s: float,
+        stream: bool,
+    ) -> None:
+        """A call was answered, in ``seconds``; computing the answer took ``cost_s`` once."""
+        self._count(plan, outcome, cost_s)
+        self.metrics.note(plan, endpoint, outcome, seconds)
+        self._log.info(
+            "request",
+            id=request_id,
+            endpoint=endpoint,
+            status=outcome.status,
+            level=outcome.level,
+            tier=outcome.tier if plan.enabled else None,
+            key=plan.public_key[:12] if plan.enabled else None,
+            tenant=plan.scope.tenant,
+            model=plan.model,
+            backend=outcome.backend,
+            stream=stream,
+            saved=outcome.tokens_saved,
+            why=outcome.miss_reason,
+            ms=round(seconds * 1000, 2),
+        )
+
+    def refused(
+        self, *, request_id: str, endpoint: str, status: int, code: str, seconds: float
+    ) -> None:
+        """A call ended in an error."""
+        self.statistics.errors += 1
+        self.metrics.refused(endpoint, status)
+        self._log.info(
+            "refused",
+            id=request_id,
+            endpoint=endpoint,
+            status=status,
+            code=code,
+            ms=round(seconds * 1000, 2),
+        )
+
+    def left(self, *, request_id: str, endpoint: str, seconds: float) -> None:
+        """The client went away before its answer was whole."""
+        self._log.info("left", id=request_id, endpoint=endpoint, ms=round(seconds * 1000, 2))
+
+    def _count(self, plan: Plan, outcome: Outcome, cost_s: float) -> None:
+        statistics = self.statistics
+        stored = outcome.level in {"response", "semantic"}
+        seconds = cost_s if stored else 0.0
+        money = self._money(plan.model, outcome)
+        groups = [
+            statistics.total,
+            _tally(statistics.levels, outcome.level),
+            _tally(statistics.models, plan.model),
+            _tally(statistics.tenants, plan.scope.tenant),
+        ]
+        if plan.enabled:
+            groups.append(_tally(statistics.tiers, outcome.tier))
+        for tally in groups:
+            tally.requests += 1
+            tally.hits += outcome.hit
+            tally.tokens_saved += outcome.tokens_saved
+            tally.seconds_saved += seconds
+            tally.money_saved += money
+        statistics.collapsed += outcome.collapsed
+        statistics.stale += outcome.stale
+        statistics.store_errors += outcome.store_error
+        if outcome.miss_reason is not None:
+            reasons = statistics.miss_reasons
+            reasons[outcome.miss_reason] = reasons.get(outcome.miss_reason, 0) + 1
+
+    def _money(self, model: str, outcome: Outcome) -> float:
+        price = self._prices.get(model) or self._prices.get("default")
+        if price is None:
+            return 0.0
+        if outcome.level in {"response", "semantic"} or outcome.collapsed:
+            return (
+                outcome.prompt_tokens * price.miss_per_mtok
+                + outcome.completion_tokens * price.output_per_mtok
+            ) / 1e6
+        return outcome.hit_tokens * (price.miss_per_mtok - price.hit_per_mtok) / 1e6
+
+
+def _tally(group: dict[str, Tally], name: str) -> Tally:
+    tally = group.get(name)
+    if tally is None:
+        tally = group.setdefault(name if len(group) < MAX_LABELS else "other", Tally())
+    return tally

@@ -1,0 +1,267 @@
+"""``/v1/cache/*``: look at what is stored and clear it. A tenant sees its own and no more."""
+
+import base64
+import binascii
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any, Final
+
+import orjson
+from aiohttp import web
+
+from gateway.auth import Authenticator
+from gateway.errors import ClientFault, GatewayError
+from gateway.journal import Journal, Tally
+from gateway.recall import Recall
+from gateway.router import Router
+from gateway.routes.shape import body_of, json_response, object_of
+from gateway.store.base import Selector
+from gateway.store.tiers import Tiers
+from policies.freshness import EntryMeta
+from policies.keys import Principal, Scope, kv_salt, public_key
+from policies.rules import Rules
+
+MAX_PAGE: Final = 1000
+_SELECTORS: Final = ("cache_key", "prefix", "namespace", "context", "user", "model", "batch", "tag")
+
+
+class Cache:
+    """Statistics, entries, invalidation."""
+
+    def __init__(
+        self,
+        *,
+        authenticator: Authenticator,
+        router: Router,
+        store: Tiers,
+        recall: Recall,
+        journal: Journal,
+        rules: Rules,
+        now: Callable[[], float],
+    ) -> None:
+        self._authenticator = authenticator
+        self._router = router
+        self._store = store
+        self._recall = recall
+        self._journal = journal
+        self._rules = rules
+        self._now = now
+
+    async def stats(self, request: web.Request) -> web.Response:
+        """Counters since the start; a tenant without the admin right sees its own line only."""
+        principal = self._who(request)
+        counted = self._journal.statistics
+        if not principal.admin:
+            own = counted.tenants.get(principal.tenant, Tally())
+            return json_response({"tenant": principal.tenant, **own.as_dict()})
+        return json_response(
+            {
+                **counted.total.as_dict(),
+                "levels": _dicts(counted.levels.items()),
+                "tiers": {
+                    fill.tier: {
+                        **counted.tiers.get(fill.tier, Tally()).as_dict(),
+                        **{key: value for key, value in asdict(fill).items() if key != "tier"},
+                    }
+                    for fill in self._store.fills()
+                },
+                "models": _dicts(counted.models.items()),
+                "tenants": _dicts(counted.tenants.items()),
+                "miss_reasons": counted.miss_reasons,
+                "collapsed": counted.collapsed,
+                "stale": counted.stale,
+                "errors": counted.errors,
+                "store_errors": counted.store_errors,
+                "backends": await self._backends(),
+            }
+        )
+
+    async def entries(self, request: web.Request) -> web.Response:
+        """A page of entries in the order of their keys. Raises: ClientFault 400."""
+        principal, query = self._who(request), request.query
+        tenant = query.get("tenant", None if principal.admin else principal.tenant)
+        if tenant != principal.tenant and not principal.admin:
+            raise ClientFault(
+                "This key may only see its own tenant.",
+                code="forbidden",
+                status=403,
+                param="tenant",
+            )
+        limit = _limit(query.get("limit", "100"))
+        found = await self._store.scan(
+            Selector(tenant, tier=query.get("tier"), prefix=query.get("prefix")),
+            after=_cursor(query.get("cursor")),
+            limit=limit + 1,
+        )
+        page = found[:limit]
+        return json_response(
+            {
+                "object": "list",
+                "data": [self._shown(meta) for meta in page],
+                "has_more": len(found) > limit,
+                "next_cursor": _cursor_after(page[-1]) if len(found) > limit else None,
+            }
+        )
+
+    async def entry(self, request: web.Request) -> web.Response:
+        """One entry, by the key that ``X-Cache-Key`` showed. Raises: ClientFault 404."""
+        meta = await self._find(request)
+        entry = await self._store.get(meta.key, now=self._now())
+        if entry is None:
+            raise _not_found()
+        return json_response({**self._shown(meta), "response": orjson.loads(entry.body)})
+
+    async def delete_entry(self, request: web.Request) -> web.Response:
+        """Drop one entry. Raises: ClientFault 404."""
+        meta = await self._find(request)
+        gone = await self._store.remove(Selector(meta.scope.tenant, key=meta.key))
+        self._recall.left((gone_meta.key for gone_meta in gone), "invalidated")
+        return json_response({"deleted": len(gone), "key": public_key(meta.key)})
+
+    async def invalidate(self, request: web.Request) -> web.Response:
+        """Drop what the body names; answers how many entries and KV tokens went.
+
+        Raises: ClientFault 400 for an unknown or missing selector.
+        """
+        principal = self._who(request)
+        wish = object_of(await body_of(request))
+        selector, everything = _selector(wish, principal)
+        gone = await self._store.remove(selector)
+        self._recall.left((meta.key for meta in gone), "invalidated")
+        tokens = await self._drop_kv(self._salts(selector, principal, everything=everything))
+        return json_response({"entries": len(gone), "kv_tokens": tokens})
+
+    def _salts(
+        self, selector: Selector, principal: Principal, *, everything: bool
+    ) -> Iterable[str | None]:
+        """Which KV blocks go along: blocks know their scope and nothing finer."""
+        if everything and principal.admin:
+            return (None,)
+        scopes = []
+        if everything:
+            scopes.append(Scope(kind="tenant", tenant=principal.tenant))
+        if selector.user is not None:
+            scopes.append(Scope(kind="user", tenant=principal.tenant, user=selector.user))
+        return [kv_salt(scope, self._rules.kv_secret) for scope in scopes]
+
+    async def _drop_kv(self, salts: Iterable[str | None]) -> int:
+        tokens = 0
+        for salt in salts:
+            for backend in self._router.backends:
+                try:
+                    tokens += await backend.invalidate_kv(salt)
+                except GatewayError:
+                    continue  # a backend that is down holds no KV that could be used
+        return tokens
+
+    async def _backends(self) -> dict[str, Any]:
+        said: dict[str, Any] = {}
+        for backend in self._router.backends:
+            try:
+                said[backend.name] = {"kv": await backend.kv_stats()}
+            except GatewayError as error:
+                said[backend.name] = {"error": error.code}
+        return said
+
+    async def _find(self, request: web.Request) -> EntryMeta:
+        principal, wanted = self._who(request), request.match_info["key"]
+        tenant = None if principal.admin else principal.tenant
+        try:
+            start = bytes.fromhex(wanted)
+        except ValueError:
+            raise _not_found() from None
+        # What is shown of a key is its beginning, and keys come in order: the next one is it.
+        page = await self._store.scan(Selector(tenant), after=start, limit=1)
+        if not page or public_key(page[0].key) != wanted:
+            raise _not_found()
+        return page[0]
+
+    def _who(self, request: web.Request) -> Principal:
+        return self._authenticator.principal(request.headers.get("Authorization"))
+
+    def _shown(self, meta: EntryMeta) -> dict[str, Any]:
+        age_s = max(0.0, self._now() - meta.stored_at)
+        return {
+            "key": public_key(meta.key),
+            "cache_key": meta.cache_key,
+            "tenant": meta.scope.tenant,
+            "scope": meta.scope.kind,
+            "user": meta.user,
+            "model": meta.model,
+            "endpoint": meta.endpoint,
+            "tier": meta.tier,
+            "priority": meta.priority,
+            "status": meta.status,
+            "age_s": round(age_s, 3),
+            "ttl_left_s": round(meta.ttl_s - age_s, 3),
+            "size_bytes": meta.size_bytes,
+            "cost_s": round(meta.cost_s, 6),
+            "prompt_tokens": meta.prompt_tokens,
+            "completion_tokens": meta.completion_tokens,
+            "tags": list(meta.tags),
+            "batch": meta.batch_id,
+            "context": meta.context,
+        }
+
+
+def _selector(wish: dict[str, Any], principal: Principal) -> tuple[Selector, bool]:
+    for name in wish:
+        if name not in _SELECTORS and name != "all":
+            raise ClientFault(
+                f"Unknown member; allowed are all, {', '.join(_SELECTORS)}.",
+                code="invalid_selector",
+                param=name[:64],
+            )
+    everything = wish.get("all", False)
+    if not isinstance(everything, bool):
+        raise ClientFault("all must be true or false.", code="invalid_type", param="all")
+    named = {name: wish[name] for name in _SELECTORS if wish.get(name) is not None}
+    for name, value in named.items():
+        if not isinstance(value, str) or not value:
+            raise ClientFault(
+                f"{name} must be a non-empty string.", code="invalid_type", param=name
+            )
+    if everything and named:
+        raise ClientFault(
+            "Name entries or ask for all, not both.", code="invalid_selector", param="all"
+        )
+    if not everything and not named:
+        raise ClientFault(
+            f"Say what to drop: one of {', '.join(_SELECTORS)}, or all: true.",
+            code="missing_field",
+        )
+    tenant = None if everything and principal.admin else principal.tenant
+    return Selector(tenant, **named), everything
+
+
+def _dicts(tallies: Iterable[tuple[str, Tally]]) -> dict[str, Any]:
+    return {name: tally.as_dict() for name, tally in tallies}
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_PAGE:
+        raise ClientFault(
+            f"limit must be a whole number from 1 to {MAX_PAGE}.",
+            code="invalid_value",
+            param="limit",
+        )
+    return int(text)
+
+
+def _cursor(text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    try:
+        return base64.urlsafe_b64decode(text.encode())
+    except (binascii.Error, ValueError) as error:
+        raise ClientFault(
+            "cursor is not one that this server gave.", code="invalid_value", param="cursor"
+        ) from error
+
+
+def _cursor_after(meta: EntryMeta) -> str:
+    return base64.urlsafe_b64encode(meta.key).decode()
+
+
+def _not_found() -> ClientFault:
+    return ClientFault("No such entry.", code="entry_not_found", status=404, param="key")

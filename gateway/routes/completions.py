@@ -1,0 +1,327 @@
+"""The model calls: chat completions, completions, embeddings; plain and streamed.
+
+HTTP shape only: request to ``Call`` and ``Directive`` (400 here or never), one question to the
+pipeline, and its answer as JSON or as server-sent events. Every request ends in exactly one of:
+an answer, an error object, or an error event without ``[DONE]``.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+import cachetools
+import orjson
+from aiohttp import web
+
+from gateway import headers, sse
+from gateway.auth import Authenticator
+from gateway.backends.base import Backend
+from gateway.chunks import Chunk, Json, Opening, Whole, fold, unfold
+from gateway.errors import BackendFault, GatewayError, from_failed
+from gateway.flights import FlightCancelled
+from gateway.journal import Journal
+from gateway.pipeline import Flown, Kept, Pipeline, with_usage
+from gateway.router import Router
+from gateway.routes.shape import (
+    Handler,
+    as_gateway_error,
+    body_of,
+    error_response,
+    json_of,
+    request_id_of,
+)
+from policies.call import Call, Endpoint, parse_call
+from policies.directive import parse_directive
+from policies.outcome import Abandoned, Completed, Failed, Outcome
+from policies.plan import Plan, decide
+from policies.rules import Rules
+
+_ID_PREFIX: Final[dict[Endpoint, str]] = {
+    "chat": "chatcmpl-",
+    "completions": "cmpl-",
+    "embeddings": "embd-",
+}
+_SPOKEN_HEADERS: Final = ("x-cache-", "authorization", "cache-control")
+MEMO_ENTRIES: Final = 2048
+MEMO_BODY_BYTES: Final = 64 * 1024
+"""Larger bodies are parsed each time: at most 128 MiB of requests are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, understood: what is wanted, what was decided, who computes it if need be."""
+
+    call: Call
+    plan: Plan
+    backend: Backend
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One request on its way, for the journal."""
+
+    request_id: str
+    endpoint: Endpoint
+    began_s: float
+    outcome: Outcome | None = None
+    cost_s: float = 0.0
+
+
+class Completions:
+    """The handlers of the model calls. ``clock`` is monotonic, ``now`` unix time, in seconds."""
+
+    def __init__(
+        self,
+        *,
+        authenticator: Authenticator,
+        router: Router,
+        pipeline: Pipeline,
+        journal: Journal,
+        rules: Rules,
+        now: Callable[[], float],
+        clock: Callable[[], float],
+    ) -> None:
+        self._authenticator = authenticator
+        self._router = router
+        self._pipeline = pipeline
+        self._journal = journal
+        self._rules = rules
+        self._now = now
+        self._clock = clock
+        self._memo: cachetools.LRUCache[object, Asked] = cachetools.LRUCache(MEMO_ENTRIES)
+
+    def handler(self, endpoint: Endpoint) -> Handler:
+        """The aiohttp handler of one endpoint."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            return await self._handle(request, endpoint)
+
+        return handle
+
+    async def _handle(self, request: web.Request, endpoint: Endpoint) -> web.StreamResponse:
+        visit = _Visit(request_id_of(request), endpoint, self._clock())
+        try:
+            asked = self._understand(request, endpoint, await body_of(request))
+            answer = await self._pipeline.answer(asked.call, asked.plan, asked.backend)
+            response: web.StreamResponse
+            match answer:
+                case Kept():
+                    response = self._from_store(asked, answer, visit)
+                case Flown():
+                    async with answer.reader:
+                        if asked.call.stream:
+                            response = await self._stream(request, asked, answer, visit)
+                        else:
+                            response = await self._plain(asked, answer, visit)
+                case _:
+                    assert_never(answer)
+        except (asyncio.CancelledError, ConnectionError):
+            self._journal.left(
+                request_id=visit.request_id,
+                endpoint=endpoint,
+                seconds=self._clock() - visit.began_s,
+            )
+            raise
+        except Exception as error:  # noqa: BLE001 - the border: everything becomes an answer here
+            return self._refuse(as_gateway_error(_of_flight(error), visit.request_id), visit)
+        if visit.outcome is not None:
+            self._journal.note(
+                request_id=visit.request_id,
+                endpoint=endpoint,
+                plan=asked.plan,
+                outcome=visit.outcome,
+                seconds=self._clock() - visit.began_s,
+                cost_s=visit.cost_s,
+                stream=asked.call.stream,
+            )
+        return response
+
+    def _understand(self, request: web.Request, endpoint: Endpoint, raw: bytes) -> Asked:
+        """The request as data and its plan. Raises: RequestError, ClientFault.
+
+        Remembered by all that it depends on: the bytes, the headers that say something about
+        caching or rights, the endpoint. Rules, keys and routes never change after the start.
+        """
+        spoken = tuple(
+            pair for pair in request.headers.items() if pair[0].lower().startswith(_SPOKEN_HEADERS)
+        )
+        memo_key = (endpoint, raw, spoken)
+        if (known := self._memo.get(memo_key)) is not None:
+            return known
+        principal = self._authenticator.principal(request.headers.get("Authorization"))
+        body = json_of(raw)
+        call = parse_call(endpoint, body)
+        directive = parse_directive(
+            body.get("kv_cache"),
+            spoken,
+            limits=self._rules.limits,
+            prompt_cache_key=body.get("prompt_cache_key"),
+        )
+        target = self._router.target(call.model)
+        plan = decide(call, directive, principal, self._rules, model=target.model)
+        asked = Asked(call, plan, target.backend)
+        if plan.enabled and len(raw) <= MEMO_BODY_BYTES:
+            self._memo[memo_key] = asked
+        return asked
+
+    def _from_store(self, asked: Asked, kept: Kept, visit: _Visit) -> web.Response:
+        """A stored answer: the original's content under a new id."""
+        outcome = kept.outcome
+        visit.outcome, visit.cost_s = outcome, kept.entry.meta.cost_s
+        head = self._head(asked.plan, outcome, visit)
+        if outcome.level == "negative":
+            return web.Response(
+                body=kept.entry.body,
+                status=outcome.status,
+                headers={**head, "X-Should-Retry": "false"},
+                content_type="application/json",
+            )
+        body: Json = orjson.loads(kept.entry.body)
+        if "id" in body:
+            body["id"] = _ID_PREFIX[asked.call.endpoint] + uuid.uuid4().hex
+        if "created" in body:
+            body["created"] = int(self._now())
+        if asked.call.stream:
+            events = [
+                sse.encode(data)
+                for chunk in unfold(body, asked.call.endpoint)
+                if (data := _for_stream(chunk.data, outcome, asked.call)) is not None
+            ]
+            return web.Response(
+                body=b"".join(events) + sse.DONE,
+                headers={**head, **_STREAM_HEADERS},
+            )
+        return web.Response(
+            body=orjson.dumps(headers.annotated(body, outcome)),
+            headers=head,
+            content_type="application/json",
+        )
+
+    async def _plain(self, asked: Asked, flown: Flown, visit: _Visit) -> web.Response:
+        """The fold over the pieces. Raises: GatewayError when the work failed."""
+        parts: list[Chunk | Whole] = []
+        outcome = flown.outcome
+        async for piece in flown.reader:
+            match piece:
+                case Chunk() | Whole():
+                    parts.append(piece)
+                case Completed():
+                    outcome = with_usage(outcome, piece.usage)
+                    break
+                case Failed():
+                    raise from_failed(piece)
+                case Abandoned() | Opening():
+                    raise AssertionError(f"a reader met {piece}")
+                case _:
+                    assert_never(piece)
+        visit.outcome = outcome
+        return web.Response(
+            body=orjson.dumps(headers.annotated(fold(parts), outcome)),
+            headers={**flown.opening.headers, **self._head(asked.plan, outcome, visit)},
+            content_type="application/json",
+        )
+
+    async def _stream(
+        self, request: web.Request, asked: Asked, flown: Flown, visit: _Visit
+    ) -> web.StreamResponse:
+        """The pieces as they come. After the first byte an error is an event without DONE."""
+        response = web.StreamResponse(
+            headers={
+                **flown.opening.headers,
+                **self._head(asked.plan, flown.outcome, visit),
+                **_STREAM_HEADERS,
+            }
+        )
+        await response.prepare(request)
+        visit.outcome = flown.outcome
+        try:
+            async for data in self._events(asked, flown, visit):
+                await response.write(data)
+        except ConnectionError:
+            raise
+        except Exception as defect:  # noqa: BLE001 - the headers are out: an event must say it
+            error = as_gateway_error(_of_flight(defect), visit.request_id)
+            visit.outcome = None
+            self._note_refusal(error, visit)
+            await response.write(sse.encode(error.body()))
+        await response.write_eof()
+        return response
+
+    async def _events(self, asked: Asked, flown: Flown, visit: _Visit) -> AsyncIterator[bytes]:
+        """SSE bytes of a flight. Raises: GatewayError when the work failed."""
+        outcome = flown.outcome
+        async for piece in flown.reader:
+            match piece:
+                case Chunk(data):
+                    shown = _for_stream(data, outcome, asked.call)
+                    if shown is not None:
+                        yield sse.encode(shown)
+                case Whole(body):
+                    for chunk in unfold(body, asked.call.endpoint):
+                        shown = _for_stream(chunk.data, outcome, asked.call)
+                        if shown is not None:
+                            yield sse.encode(shown)
+                case Completed(usage=usage):
+                    visit.outcome = with_usage(outcome, usage)
+                    yield sse.DONE
+                    return
+                case Failed():
+                    raise from_failed(piece)
+                case Abandoned() | Opening():
+                    raise AssertionError(f"a reader met {piece}")
+                case _:
+                    assert_never(piece)
+
+    def _head(self, plan: Plan, outcome: Outcome, visit: _Visit) -> dict[str, str]:
+        head = headers.render(plan, outcome)
+        head["X-Request-ID"] = visit.request_id
+        head["X-Response-Time"] = f"{(self._clock() - visit.began_s) * 1000:.1f}ms"
+        return head
+
+    def _refuse(self, error: GatewayError, visit: _Visit) -> web.Response:
+        self._note_refusal(error, visit)
+        elapsed_ms = (self._clock() - visit.began_s) * 1000
+        return error_response(error, visit.request_id, **{"X-Response-Time": f"{elapsed_ms:.1f}ms"})
+
+    def _note_refusal(self, error: GatewayError, visit: _Visit) -> None:
+        self._journal.refused(
+            request_id=visit.request_id,
+            endpoint=visit.endpoint,
+            status=error.status,
+            code=error.code,
+            seconds=self._clock() - visit.began_s,
+        )
+
+
+_STREAM_HEADERS: Final = {
+    "Content-Type": sse.CONTENT_TYPE,
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+
+
+def _for_stream(data: Json, outcome: Outcome, call: Call) -> Json | None:
+    """A chunk as this client is owed it; ``None`` when it is not: usage only on request."""
+    usage = data.get("usage")
+    marked = {**data, "cache_hit": outcome.hit}
+    if call.include_usage:
+        marked["usage"] = headers.annotated_usage(usage) if isinstance(usage, dict) else None
+        return marked
+    if "usage" in data:
+        if usage is not None and not data.get("choices"):
+            return None
+        del marked["usage"]
+    return marked
+
+
+def _of_flight(error: Exception) -> Exception:
+    if isinstance(error, FlightCancelled):
+        return BackendFault(
+            "The gateway is shutting down.",
+            code="shutting_down",
+            status=503,
+            retry_after_s=1.0,
+        )
+    return error

@@ -1,0 +1,80 @@
+"""``/v1/models``: what can be asked for; and requests that are no model call, passed on."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiohttp import web
+
+from gateway.auth import Authenticator
+from gateway.backends.base import Backend
+from gateway.errors import ClientFault, GatewayError
+from gateway.router import Router
+from gateway.routes.shape import body_of, json_response
+
+OWNER: Final = "kvgate"
+
+
+class Models:
+    """The list of models, one model, and the pass-through of stored completions."""
+
+    def __init__(self, *, authenticator: Authenticator, router: Router, started_s: float) -> None:
+        self._authenticator = authenticator
+        self._router = router
+        self._started_s = int(started_s)
+
+    async def list(self, request: web.Request) -> web.Response:
+        """Every model by name and alias; a backend for any name is asked for its own list."""
+        self._authenticator.principal(request.headers.get("Authorization"))
+        listed = {name: self._card(name, name) for name in self._router.models()}
+        if (backend := self._router.catch_all) is not None:
+            for model in await _models_of(backend):
+                listed.setdefault(str(model.get("id")), model)
+        for alias in self._router.aliases():
+            if (name := self._name_of(alias)) is not None:
+                listed.setdefault(alias, self._card(alias, name))
+        return json_response({"object": "list", "data": list(listed.values())})
+
+    async def one(self, request: web.Request) -> web.StreamResponse:
+        """One model. Raises: ClientFault 404."""
+        self._authenticator.principal(request.headers.get("Authorization"))
+        model = request.match_info["model"]
+        target = self._router.target(model)
+        if target.model in self._router.models():
+            return json_response(self._card(model, target.model))
+        return await self._pass_on(request, target.backend)
+
+    async def forward(self, request: web.Request) -> web.StreamResponse:
+        """What only a foreign backend can answer: stored completions, deleting a model.
+
+        They live at the backend under the operator's one key, not under a tenant: only the open
+        tenant and an admin may reach them. Raises: ClientFault 403, 404; BackendFault.
+        """
+        principal = self._authenticator.principal(request.headers.get("Authorization"))
+        if not principal.admin:
+            raise ClientFault("This route is for admin keys only.", code="admin_only", status=403)
+        backend = self._router.catch_all
+        if backend is None:
+            raise ClientFault("No backend here serves this route.", code="not_found", status=404)
+        return await self._pass_on(request, backend)
+
+    async def _pass_on(self, request: web.Request, backend: Backend) -> web.StreamResponse:
+        path = request.raw_path.removeprefix("/v1")
+        answer = await backend.forward(request.method, path, await body_of(request))
+        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+
+    def _name_of(self, alias: str) -> str | None:
+        try:
+            return self._router.target(alias).model
+        except GatewayError:
+            return None
+
+    def _card(self, name: str, served_as: str) -> Mapping[str, Any]:
+        card = {"id": name, "object": "model", "created": self._started_s, "owned_by": OWNER}
+        return card if name == served_as else {**card, "parent": served_as}
+
+
+async def _models_of(backend: Backend) -> list[dict[str, Any]]:
+    try:
+        return await backend.models()
+    except GatewayError:
+        return []  # the list of what is known by name is still true

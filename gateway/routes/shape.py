@@ -1,0 +1,127 @@
+"""What all routes share: bodies in, errors out, request ids, who is asking."""
+
+import asyncio
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import orjson
+import structlog
+from aiohttp import web
+
+from gateway.errors import ClientFault, GatewayError, OurFault, from_request_error
+from policies.call import RequestError
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_BODY_TIMEOUT_S: Final = 60.0
+_log = structlog.get_logger("kvgate")
+
+
+def request_id_of(request: web.Request) -> str:
+    """The client's ``X-Request-ID`` when it is harmless to echo, else a new one."""
+    given = request.headers.get("X-Request-ID")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    return f"req-{uuid.uuid4().hex}"
+
+
+async def body_of(request: web.Request) -> bytes:
+    """The request's body.
+
+    Raises:
+        ClientFault: 413 ``body_too_large``, 408 ``body_timeout``, 400 for a broken transfer.
+    """
+    try:
+        if request.content.is_eof():
+            return await request.read()
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise ClientFault(
+            f"The request body is larger than {request.client_max_size} bytes.",
+            code="body_too_large",
+            status=413,
+        ) from error
+    except TimeoutError as error:
+        raise ClientFault(
+            "The request body did not arrive in time.", code="body_timeout", status=408
+        ) from error
+
+
+def json_of(raw: bytes) -> Any:
+    """``raw`` as JSON. Raises: ClientFault 400 ``invalid_json`` with the place of the error."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ClientFault(
+            f"The request body is not valid JSON: {error.msg} at line {error.lineno}, "
+            f"column {error.colno}.",
+            code="invalid_json",
+        ) from error
+
+
+def object_of(raw: bytes) -> dict[str, Any]:
+    """``raw`` as a JSON object, ``{}`` when there is no body. Raises: ClientFault 400."""
+    body = json_of(raw) if raw.strip() else {}
+    if not isinstance(body, dict):
+        raise ClientFault("The request body must be a JSON object.", code="invalid_type")
+    return body
+
+
+def json_response(body: Any, *, status: int = 200, **headers: str) -> web.Response:
+    """``body`` as JSON."""
+    return web.Response(
+        body=orjson.dumps(body), status=status, content_type="application/json", headers=headers
+    )
+
+
+def error_headers(error: GatewayError) -> dict[str, str]:
+    """What tells a client when, and whether, to try again."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    if error.status < 500 and error.status not in {408, 409, 429}:
+        headers["X-Should-Retry"] = "false"
+    return headers
+
+
+def error_response(error: GatewayError, request_id: str, **headers: str) -> web.Response:
+    """An OpenAI error object."""
+    return json_response(
+        error.body(),
+        status=error.status,
+        **{"X-Request-ID": request_id, **error_headers(error), **headers},
+    )
+
+
+def as_gateway_error(error: Exception, request_id: str) -> GatewayError:
+    """Any exception as an error for the wire; a defect of ours is logged with its traceback."""
+    match error:
+        case GatewayError():
+            return error
+        case RequestError():
+            return from_request_error(error)
+        case _:
+            _log.exception("defect", id=request_id, exc_info=error)
+            return OurFault("The gateway failed to handle this request.", code="internal_error")
+
+
+def guarded(handler: Handler) -> Handler:
+    """A handler whose errors become OpenAI error objects."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        request_id = request_id_of(request)
+        try:
+            response = await handler(request)
+        except web.HTTPException:
+            raise
+        except Exception as error:  # noqa: BLE001 - the border: everything becomes an answer here
+            return error_response(as_gateway_error(error, request_id), request_id)
+        if not response.prepared:
+            response.headers.setdefault("X-Request-ID", request_id)
+        return response
+
+    return handle

@@ -1,0 +1,99 @@
+"""Running the application: sockets, signals, an orderly end.
+
+The first SIGINT or SIGTERM closes the listener and lets running answers finish within the
+grace; a second one ends at once. Either way no child process is left.
+"""
+
+import asyncio
+import signal
+import socket
+import sys
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from gateway.app import GATEWAY, KEEPALIVE_S, build
+from gateway.config import Config
+
+BACKLOG: Final = 1024
+_log = structlog.get_logger("kvgate")
+
+
+def serve(config: Config) -> int:
+    """Serve until a signal; returns the exit code.
+
+    Raises:
+        OSError: the address cannot be bound (``EADDRINUSE`` and its like).
+    """
+    listener = _bind(config.server.host, config.server.port)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_serve(config, listener))
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        listener.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Before anything is started: a port in use should cost no model load."""
+    family, kind, _, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    if sys.platform == "win32":
+        return None
+    import uvloop  # noqa: PLC0415 - not there on Windows
+
+    return uvloop.Loop
+
+
+async def _serve(config: Config, listener: socket.socket) -> int:
+    stop = asyncio.Event()
+    signals = 0
+
+    def asked_to_stop(number: signal.Signals) -> None:
+        nonlocal signals
+        signals += 1
+        _log.info("stopping", signal=number.name, again="ends at once")
+        stop.set()
+        if signals > 1:
+            for task in asyncio.all_tasks():
+                task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked_to_stop, number)
+    app = await build(config)
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,  # a client that leaves must end its generation
+        access_log=None,
+        keepalive_timeout=KEEPALIVE_S,
+        shutdown_timeout=config.server.shutdown_grace_s,
+    )
+    try:
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        _log.info(
+            "listening", url=f"http://{shown}:{port}", models=sorted(app[GATEWAY].router.models())
+        )
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+    return 0
