@@ -1,0 +1,327 @@
+"""What a client asks, judged and made into data. No HTTP, no torch.
+
+OpenAI's request bodies for `/v1/chat/completions` and `/v1/completions`, plus the member `kv` of the
+gateway. What is understood is checked for type and range and answered 400 naming the field; what is not
+known is ignored, so that newer clients work. An absent member and `null` mean the same, `true` is no
+number, and neither is NaN.
+
+`tools` go to the model's chat template, which may use them or not; the model's answer is text either
+way, so a `tool_choice` that demands a call is refused. `response_format` other than text is refused:
+nothing here could keep the promise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, get_args
+
+from engine.errors import RequestError
+from engine.request import Lane, Priority, SamplingParams
+
+MAX_CHOICES = 16
+MAX_STOPS = 16
+MAX_TOP_LOGPROBS = 20
+MAX_PROMPTS = 64
+_TEXT_CHARS = 512  # of a stop string, of a salt
+
+
+@dataclass(frozen=True, slots=True)
+class KvWish:
+    """The gateway's member `kv`: who may share the KV, how long it is worth keeping, who goes first."""
+
+    salt: str = ""
+    priority: Priority = "medium"
+    ttl_s: float = math.inf
+    lane: Lane = "interactive"
+    reuse: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What both endpoints have in common. `max_tokens` None: as many as there is room for."""
+
+    model: str | None
+    choices: int
+    max_tokens: int | None
+    sampling: SamplingParams
+    stream: bool
+    include_usage: bool
+    kv: KvWish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAsk(Ask):
+    """A conversation to answer."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionAsk(Ask):
+    """Prompts to continue, as text or token ids. `echo` repeats the prompt before the answer."""
+
+    prompts: tuple[str | tuple[int, ...], ...]
+    echo: bool
+
+
+class Fields:
+    """Reads members of a JSON object; every complaint names the member."""
+
+    def __init__(self, body: object, where: str = "") -> None:
+        if not isinstance(body, dict):
+            subject = where.rstrip(".") or None
+            self._refuse(subject or "the body", "must be a JSON object", subject, "invalid_type")
+        self._body: dict[str, Any] = body
+        self._where = where
+
+    def __contains__(self, name: str) -> bool:
+        return self._body.get(name) is not None
+
+    def raw(self, name: str) -> Any:
+        return self._body.get(name)
+
+    def fail(self, name: str, complaint: str, code: str = "invalid_value") -> NoReturn:
+        self._refuse(self._where + name, complaint, self._where + name, code)
+
+    @staticmethod
+    def _refuse(subject: str, complaint: str, param: str | None, code: str) -> NoReturn:
+        message = f"{subject} {complaint}."
+        raise RequestError(message, param=param, code=code)
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        value = self.raw(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(name, "must be a number", "invalid_type")
+        if not low <= value <= high:  # false for NaN as well
+            self.fail(name, f"must be between {low:g} and {high:g}")
+        return float(value)
+
+    def integer(self, name: str, low: int, high: int) -> int | None:
+        value = self.raw(name)
+        if value is None:
+            return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.fail(name, "must be an integer", "invalid_type")
+        if not low <= value <= high:
+            self.fail(name, f"must be between {low} and {high}")
+        return int(value)
+
+    def boolean(self, name: str, *, default: bool) -> bool:
+        value = self.raw(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.fail(name, "must be true or false", "invalid_type")
+        return value
+
+    def text(self, name: str, default: str | None, *, chars: int = _TEXT_CHARS) -> str | None:
+        value = self.raw(name)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            self.fail(name, "must be a string", "invalid_type")
+        if len(value) > chars:
+            self.fail(name, f"must be at most {chars} characters long")
+        return value
+
+    def choice(self, name: str, default: str, among: tuple[str, ...]) -> Any:
+        value = self.text(name, default)
+        if value not in among:
+            self.fail(name, f"must be one of {', '.join(among)}")
+        return value
+
+    def objects(self, name: str) -> list[Mapping[str, Any]] | None:
+        value = self.raw(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+            self.fail(name, "must be a list of objects", "invalid_type")
+        return value
+
+
+def parse_chat(body: object, *, vocabulary: int) -> ChatAsk:
+    """A body of `/v1/chat/completions`. Raises `RequestError` naming the member."""
+    fields = Fields(body)
+    logprobs = fields.boolean("logprobs", default=False)
+    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    if top is not None and not logprobs:
+        fields.fail("top_logprobs", "needs logprobs to be true")
+    return ChatAsk(
+        messages=parse_messages(fields),
+        tools=_tools(fields),
+        **_common(fields, vocabulary, (top or 0) if logprobs else None, smallest=1),
+    )
+
+
+def parse_completion(body: object, *, vocabulary: int) -> CompletionAsk:
+    """A body of `/v1/completions`. Raises `RequestError` naming the member."""
+    fields = Fields(body)
+    if fields.raw("suffix"):
+        fields.fail("suffix", "is not supported by this model", "unsupported_value")
+    common = _common(
+        fields, vocabulary, fields.integer("logprobs", 0, MAX_TOP_LOGPROBS), smallest=0
+    )
+    best_of = fields.integer("best_of", 1, MAX_CHOICES)
+    if best_of is not None and best_of != common["choices"]:
+        fields.fail("best_of", "must equal n", "unsupported_value")
+    if common["max_tokens"] is None:
+        common["max_tokens"] = 16  # OpenAI's default of this endpoint
+    return CompletionAsk(
+        prompts=parse_prompts(fields, vocabulary),
+        echo=fields.boolean("echo", default=False),
+        **common,
+    )
+
+
+def parse_messages(fields: Fields) -> list[Mapping[str, Any]]:
+    """A non-empty list of messages, each an object with a role. Content is the template's to judge."""
+    messages = fields.objects("messages")
+    if messages is None:
+        fields.fail("messages", "is missing", "missing_field")
+    if not messages:
+        fields.fail("messages", "must not be empty")
+    for number, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            fields.fail(f"messages[{number}].role", "must be a string", "invalid_type")
+    return messages
+
+
+def parse_prompts(fields: Fields, vocabulary: int) -> tuple[str | tuple[int, ...], ...]:
+    """A string, token ids, or a list of either; each is one prompt."""
+    value = fields.raw("prompt")
+    if value is None:
+        fields.fail("prompt", "is missing", "missing_field")
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not value:
+        fields.fail("prompt", "must be a string, a list of strings or token ids", "invalid_type")
+    if not isinstance(value[0], str | list):
+        return (_token_ids(fields, value, vocabulary),)
+    if len(value) > MAX_PROMPTS:
+        fields.fail("prompt", f"must hold at most {MAX_PROMPTS} prompts")
+    return tuple(
+        one if isinstance(one, str) else _token_ids(fields, one, vocabulary) for one in value
+    )
+
+
+def parse_kv(value: object, *, lane: Lane = "interactive") -> KvWish:
+    """The member `kv`. Unknown members are ignored."""
+    if value is None:
+        return KvWish(lane=lane)
+    fields = Fields(value, "kv.")
+    return KvWish(
+        salt=fields.text("salt", "") or "",
+        priority=fields.choice("priority", "medium", get_args(Priority)),
+        ttl_s=fields.number("ttl_s", math.inf, 0, 1e9),
+        lane=fields.choice("lane", lane, get_args(Lane)),
+        reuse=fields.boolean("reuse", default=True),
+    )
+
+
+def _common(
+    fields: Fields, vocabulary: int, top_logprobs: int | None, *, smallest: int
+) -> dict[str, Any]:
+    """Members of both endpoints, as arguments of `Ask`."""
+    stream = fields.boolean("stream", default=False)
+    if "stream_options" in fields and not stream:
+        fields.fail("stream_options", "is only allowed when stream is true")
+    options = Fields(fields.raw("stream_options") or {}, "stream_options.")
+    _refuse_formats(fields)
+    longest = 2**31
+    newer = fields.integer("max_completion_tokens", smallest, longest)
+    older = fields.integer("max_tokens", smallest, longest)
+    return {
+        "model": fields.text("model", None),
+        "choices": fields.integer("n", 1, MAX_CHOICES) or 1,
+        "max_tokens": older if newer is None else newer,
+        "sampling": SamplingParams(
+            temperature=fields.number("temperature", 1, 0, 2),
+            top_p=_share(fields, "top_p"),
+            top_k=max(0, fields.integer("top_k", -1, 2**31) or 0),
+            min_p=fields.number("min_p", 0, 0, 1),
+            seed=fields.integer("seed", -(2**63), 2**63 - 1),
+            stop=_stops(fields),
+            presence_penalty=fields.number("presence_penalty", 0, -2, 2),
+            frequency_penalty=fields.number("frequency_penalty", 0, -2, 2),
+            logit_bias=_logit_bias(fields, vocabulary),
+            top_logprobs=top_logprobs,
+            ignore_eos=fields.boolean("ignore_eos", default=False),
+        ),
+        "stream": stream,
+        "include_usage": options.boolean("include_usage", default=False),
+        "kv": parse_kv(fields.raw("kv")),
+    }
+
+
+def _share(fields: Fields, name: str) -> float:
+    value = fields.number(name, 1, 0, 1)
+    if value == 0:
+        fields.fail(name, "must be more than 0")
+    return value
+
+
+def _stops(fields: Fields) -> tuple[str, ...]:
+    value = fields.raw("stop")
+    if value is None:
+        return ()
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        fields.fail("stop", "must be a string or a list of strings", "invalid_type")
+    if len(stops) > MAX_STOPS:
+        fields.fail("stop", f"must hold at most {MAX_STOPS} strings")
+    if not all(0 < len(stop) <= _TEXT_CHARS for stop in stops):
+        fields.fail("stop", f"must hold strings of 1 to {_TEXT_CHARS} characters")
+    return tuple(stops)
+
+
+def _logit_bias(fields: Fields, vocabulary: int) -> dict[int, float]:
+    value = fields.raw("logit_bias")
+    if value is None:
+        return {}
+    entries = Fields(value, "logit_bias.")
+    bias = {}
+    for key in value:
+        token = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else -1
+        if not 0 <= token < vocabulary:
+            entries.fail(key, f"is no token id (0 to {vocabulary - 1})")
+        bias[token] = entries.number(key, 0, -100, 100)
+    return bias
+
+
+def _refuse_formats(fields: Fields) -> None:
+    if "response_format" in fields:
+        kind = Fields(fields.raw("response_format"), "response_format.").text("type", None)
+        if kind != "text":
+            fields.fail(
+                "response_format", f"of type {kind!r} is not supported", "unsupported_value"
+            )
+
+
+def _tools(fields: Fields) -> list[Mapping[str, Any]] | None:
+    choice = fields.raw("tool_choice")
+    if choice not in (None, "none", "auto"):
+        fields.fail(
+            "tool_choice",
+            "can be none or auto: this model cannot be made to call a tool",
+            "unsupported_value",
+        )
+    tools = fields.objects("tools")
+    return None if choice == "none" else tools or None
+
+
+def _token_ids(fields: Fields, value: object, vocabulary: int) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value:
+        fields.fail("prompt", "must be a string, a list of strings or token ids", "invalid_type")
+    for token in value:
+        if isinstance(token, bool) or not isinstance(token, int):
+            fields.fail("prompt", "must not mix token ids with anything else", "invalid_type")
+        if not 0 <= token < vocabulary:
+            fields.fail("prompt", f"holds {token}, which is no token id (0 to {vocabulary - 1})")
+    return tuple(value)
