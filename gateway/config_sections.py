@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -93,7 +93,12 @@ class Backend(Section):
     name: Name
     base_url: BaseUrl
     api_key: SecretStr | None = None
-    dialect: Annotated[str, only("generic")] = "generic"
+    dialect: Annotated[
+        Literal["generic", "kvgate"],
+        one_of(
+            ("generic", "kvgate"), later=("openai", "deepseek", "vllm", "sglang", "llamacpp")
+        ),
+    ] = "generic"
     models: Annotated[tuple[Text, ...], AtLeastOne]
     connect_timeout: LongerThanZero = 5.0
     read_timeout: LongerThanZero = 300.0

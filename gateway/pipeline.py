@@ -149,10 +149,9 @@ class Pipeline:
         twins = [Scope(kind="tenant", tenant=plan.scope.tenant)]
         if plan.user is not None:
             twins.append(Scope(kind="user", tenant=plan.scope.tenant, user=plan.user))
-        fingerprint = None if plan.match == "key" else plan.fingerprint
         for scope in twins:
-            if scope != plan.scope:
-                key = entry_key(scope, plan.model, plan.cache_key, fingerprint)
+            if scope != plan.scope and plan.match != "key":
+                key = entry_key(scope, plan.model, plan.cache_key, plan.fingerprint)
                 try:
                     if await self._store.scan(Selector(None, key=key), after=None, limit=1):
                         return True
