@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from contextlib import suppress
@@ -35,22 +35,22 @@ FAILED_STEPS_LIMIT = 3
 _ENDING = "The engine is shutting down."
 _log = logging.getLogger("engine")
 LogitsT = TypeVar("LogitsT")
-_MadeT = TypeVar("_MadeT", covariant=True)
-_TakenT = TypeVar("_TakenT", contravariant=True)
+_MadeT_co = TypeVar("_MadeT_co", covariant=True)
+_TakenT_contra = TypeVar("_TakenT_contra", contravariant=True)
 ResultT = TypeVar("ResultT")
 
 
-class Runner(Protocol[_MadeT]):
+class Runner(Protocol[_MadeT_co]):
     """The model: computes the rows of a schedule, writes their KV."""
 
-    def forward(self, schedule: Schedule, /) -> _MadeT:
+    def forward(self, schedule: Schedule, /) -> _MadeT_co:
         """Logits of the last row of each span with `sample`, in order."""
 
 
-class Sampler(Protocol[_TakenT]):
+class Sampler(Protocol[_TakenT_contra]):
     """Chooses tokens."""
 
-    def pick(self, logits: _TakenT, schedule: Schedule, /) -> list[Pick]:
+    def pick(self, logits: _TakenT_contra, schedule: Schedule, /) -> list[Pick]:
         """One pick for each span with `sample`, in order."""
 
 
@@ -212,7 +212,7 @@ class Engine(Generic[LogitsT]):
             message = f"{self._max_waiting} requests are waiting already; try again soon."
             raise OverloadedError(message)
 
-    async def generate(self, *requests: GenerationRequest) -> AsyncIterator[TokenEvent]:
+    async def generate(self, *requests: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         """Events of all these requests as they come, until each has ended.
 
         Close the iterator (`contextlib.aclosing`) to leave early: what has not ended is aborted before

@@ -59,12 +59,15 @@ class ContextLengthError(RequestError):
         super().__init__(message, param=param, code="context_length_exceeded")
 
     @classmethod
-    def of(cls, *, capacity: int, prompt: int, answer: int) -> ContextLengthError:
+    def of(
+        cls, *, capacity: int, prompt: int, answer: int, param: str = "messages"
+    ) -> ContextLengthError:
         """With the numbers, in OpenAI's words."""
         return cls(
             f"This model's maximum context length is {capacity} tokens. However, you requested"
             f" {prompt + answer} tokens ({prompt} in the messages, {answer} in the completion)."
-            " Please reduce the length of the messages or completion."
+            " Please reduce the length of the messages or completion.",
+            param=param,
         )
 
 

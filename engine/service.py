@@ -1,0 +1,324 @@
+"""A call from its judged body to its deltas: text to tokens, requests to the engine, events to text.
+
+    Ask ──prompts──► Prompt ──► GenerationRequest × choices ──Engine──► TokenEvent ──Choice──► Delta
+
+No HTTP, no torch: what it needs of a tokenizer is the protocol `Text`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from engine.answers import Choice, Delta, Kind, Shape, Usage
+from engine.api import Ask, ChatAsk, CompletionAsk, KvWish
+from engine.engine import Engine
+from engine.errors import ContextLengthError, RequestError, UnknownModelError
+from engine.request import GenerationRequest, SamplingParams
+
+_INLINE_CHARS = 4096  # longer texts are made into tokens in a thread: streams must not stall
+ResultT = TypeVar("ResultT")
+
+
+class Template(Protocol):
+    """A model's chat template."""
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The prompt as text. Raises `RequestError`."""
+
+
+class Text(Protocol):
+    """A model's tokenizer, as far as it is needed here."""
+
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def chat(self) -> Template | None: ...
+    def encode(self, text: str, *, add_bos: bool) -> list[int]: ...
+    def decode(self, ids: Sequence[int], *, skip_special: bool) -> str: ...
+    def token_bytes(self, token: int, *, skip_special: bool = True) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids, and the text an `echo` repeats."""
+
+    tokens: tuple[int, ...]
+    text: str = ""
+
+
+class Call:
+    """One call being answered: all its choices of all its prompts."""
+
+    def __init__(
+        self, engine: Engine[Any], shape: Shape, prompts: Sequence[Prompt], ask: Ask
+    ) -> None:
+        self.shape = shape
+        self.prompts = prompts
+        self._engine = engine
+        self._requests: list[GenerationRequest] = []
+        self._choices: dict[str, Choice] = {}
+        for number, prompt in enumerate(prompts):
+            for copy in range(ask.choices):
+                self._add(number * ask.choices + copy, prompt, ask, copy)
+        firsts = [request.id for request in self._requests[:: ask.choices]]
+        self._firsts = [self._choices[name] for name in firsts]
+
+    def _add(self, index: int, prompt: Prompt, ask: Ask, copy: int) -> None:
+        param = "messages" if isinstance(ask, ChatAsk) else "prompt"
+        sampling = _copy_of(ask.sampling, copy)
+        limit = max_tokens(self._engine, len(prompt.tokens), ask.max_tokens, param=param)
+        echo = isinstance(ask, CompletionAsk) and ask.echo
+        request = GenerationRequest(
+            id=f"{self.shape.id}-{index}",
+            prompt=prompt.tokens,
+            sampling=replace(sampling, max_tokens=limit),
+            salt=ask.kv.salt,
+            priority=ask.kv.priority,
+            ttl_s=ask.kv.ttl_s,
+            lane=ask.kv.lane,
+            reuse=ask.kv.reuse,
+            score_prompt=echo and self.shape.logprobs,
+        )
+        self._requests.append(request)
+        self._choices[request.id] = Choice(
+            index=index,
+            stops=sampling.stop,
+            token_bytes=self.shape.token_bytes,
+            prompt=prompt.tokens,
+            echo=prompt.text if echo else None,
+        )
+
+    @property
+    def indices(self) -> range:
+        return range(len(self._requests))
+
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=sum(len(prompt.tokens) for prompt in self.prompts),
+            completion_tokens=sum(choice.generated for choice in self._choices.values()),
+            hit_tokens=sum(choice.hit_tokens or 0 for choice in self._firsts),
+        )
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """Pieces of all choices as they come; the first one not before the reuse is known.
+
+        Raises `GenerationError`, and what `Engine.check` raises. Closing it ends the generation.
+        """
+        ready: list[Delta] = []
+        async with aclosing(self._engine.generate(*self._requests)) as events:
+            async for event in events:
+                choice = self._choices[event.request_id]
+                if choice.ended:
+                    continue  # the rest of what a stop string has cut off
+                new = list(choice.push(event))
+                if event.finish is None and any(delta.finish for delta in new):
+                    self._engine.abort(event.request_id)  # a stop string
+                ready += new
+                if all(first.hit_tokens is not None for first in self._firsts):
+                    for delta in ready:
+                        yield delta
+                    ready.clear()
+                if all(choice.ended for choice in self._choices.values()):
+                    return
+
+
+class Service:
+    """A loaded model, ready to answer."""
+
+    def __init__(
+        self,
+        engine: Engine[Any],
+        text: Text,
+        *,
+        model: str,
+        fingerprint: str,
+        wall_clock: Callable[[], float],
+        also_named: Sequence[str] = (),
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.text = text
+        self.model = model
+        self.fingerprint = fingerprint
+        self.facts = dict(facts or {})
+        self._wall_clock = wall_clock
+        self.created = int(wall_clock())
+        self._names = {model, "default", *also_named}
+
+    @property
+    def vocabulary(self) -> int:
+        return self.text.vocab
+
+    def check_model(self, name: str | None) -> None:
+        """Raises `UnknownModelError` for a model that is not this one; naming none is fine."""
+        if name is not None and name not in self._names:
+            raise UnknownModelError(name)
+
+    async def chat(self, ask: ChatAsk) -> Call:
+        """Raises `RequestError` for messages the template refuses or that are too long."""
+        self.check_model(ask.model)
+        tokens = await self.chat_tokens(ask.messages, tools=ask.tools)
+        shape = self._shape("chat", ask)
+        return Call(self.engine, shape, [Prompt(tokens)], ask)
+
+    async def completion(self, ask: CompletionAsk) -> Call:
+        """Raises `RequestError` for an empty prompt or one that is too long."""
+        self.check_model(ask.model)
+        prompts = []
+        for prompt in ask.prompts:
+            tokens = await self.prompt_tokens(prompt)
+            text = ""
+            if ask.echo:
+                text = prompt if isinstance(prompt, str) else self._text_of(tokens)
+            prompts.append(Prompt(tokens, text))
+        return Call(self.engine, self._shape("completion", ask), prompts, ask)
+
+    async def chat_tokens(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> tuple[int, ...]:
+        """Messages through the model's template, as token ids."""
+        template = self.text.chat
+        if template is None:
+            message = "This model has no chat template; use /v1/completions."
+            raise RequestError(message, param="messages", code="unsupported_value")
+
+        def encode() -> list[int]:
+            text = template.render(
+                messages, add_generation_prompt=add_generation_prompt, tools=tools
+            )
+            return self.text.encode(text, add_bos=False)
+
+        size = sum(len(str(message.get("content"))) for message in messages)
+        return _some(await _off_loop(encode, size), "messages")
+
+    async def prompt_tokens(self, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
+        """A plain prompt as token ids; ids stay as they are."""
+        if not isinstance(prompt, str):
+            return prompt
+        tokens = await _off_loop(lambda: self.text.encode(prompt, add_bos=True), len(prompt))
+        return _some(tokens, "prompt")
+
+    async def prefill(self, tokens: tuple[int, ...], wish: KvWish) -> Usage:
+        """Compute a prompt and keep its KV. Raises what `Engine.check` raises, `GenerationError`."""
+        limit = max_tokens(self.engine, len(tokens), 0, param="messages")
+        request = GenerationRequest(
+            id=f"prefill-{secrets.token_hex(12)}",
+            prompt=tokens,
+            sampling=SamplingParams(max_tokens=limit),
+            salt=wish.salt,
+            priority=wish.priority,
+            ttl_s=wish.ttl_s,
+            lane=wish.lane,
+        )
+        choice = Choice(0, (), self.token_bytes, tokens)
+        async with aclosing(self.engine.generate(request)) as events:
+            async for event in events:
+                for _ in choice.push(event):
+                    pass
+        return Usage(len(tokens), 0, choice.hit_tokens or 0)
+
+    async def lookup(self, tokens: Sequence[int], salt: str) -> int:
+        """How many leading tokens of this prompt would be found."""
+        return await self.engine.ask(lambda scheduler: scheduler.index.lookup(tokens, salt))
+
+    async def invalidate(self, salt: str | None) -> int:
+        """Forget the KV of a salt (None: all). Returns tokens that can no longer be found."""
+        return await self.engine.ask(lambda scheduler: scheduler.index.invalidate(salt))
+
+    def stats(self) -> dict[str, Any]:
+        """The state of engine, pool and index as plain JSON."""
+        engine, scheduler = self.engine.stats(), self.engine.scheduler
+        index, pool = scheduler.index.stats(), scheduler.index.pool
+        return {
+            "model": self.model,
+            **self.facts,
+            "blocks": {
+                "total": pool.total_blocks,
+                "free": pool.free_blocks,
+                "cached": index.blocks,
+                "idle": index.idle_blocks,
+                "in_use": pool.held_blocks,
+                "block_tokens": scheduler.index.block_tokens,
+            },
+            "tokens": {
+                "hit": index.hit_tokens,
+                "miss": index.miss_tokens,
+                "generated": engine.generated_tokens,
+                "rows": engine.rows,
+            },
+            "evictions": index.evicted_blocks,
+            "invalidated_blocks": index.invalidated_blocks,
+            "sequences": {
+                "running": engine.running,
+                "waiting": engine.waiting,
+                "finished": engine.finished,
+                "preempted": engine.preemptions,
+            },
+            "steps": engine.steps,
+            "failed_steps": engine.failed_steps,
+            "capacity_tokens": scheduler.capacity_tokens,
+        }
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.text.token_bytes(token)
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        return self.text.decode(tokens, skip_special=True)
+
+    def _shape(self, kind: Kind, ask: Ask) -> Shape:
+        prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
+        return Shape(
+            kind=kind,
+            id=prefix + secrets.token_hex(12),
+            created=int(self._wall_clock()),
+            model=self.model,
+            system_fingerprint="fp_" + self.fingerprint[:10],
+            logprobs=ask.sampling.top_logprobs is not None,
+            token_bytes=self.token_bytes,
+        )
+
+
+def max_tokens(engine: Engine[Any], prompt: int, asked: int | None, *, param: str) -> int:
+    """How many tokens may be generated: what was asked, or what is left.
+
+    Raises `ContextLengthError` naming both numbers when the prompt and what was asked do not fit.
+    """
+    capacity = engine.scheduler.capacity_tokens
+    answer = max(1, capacity - prompt) if asked is None else asked
+    if prompt + answer > capacity:
+        raise ContextLengthError.of(capacity=capacity, prompt=prompt, answer=answer, param=param)
+    return answer
+
+
+def _copy_of(sampling: SamplingParams, copy: int) -> SamplingParams:
+    """Every choice of a seeded call has its own seed, the first the one that was given."""
+    if sampling.seed is None or not copy:
+        return sampling
+    seed = (sampling.seed + copy + 2**63) % 2**64 - 2**63
+    return replace(sampling, seed=seed)
+
+
+def _some(tokens: Sequence[int], param: str) -> tuple[int, ...]:
+    if not tokens:
+        message = "The prompt has no tokens."
+        raise RequestError(message, param=param)
+    return tuple(tokens)
+
+
+async def _off_loop(work: Callable[[], ResultT], size: int) -> ResultT:
+    return work() if size <= _INLINE_CHARS else await asyncio.to_thread(work)
