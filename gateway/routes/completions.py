@@ -8,7 +8,7 @@ an answer, an error object, or an error event without ``[DONE]``.
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, assert_never
 
 import cachetools
@@ -44,9 +44,10 @@ _ID_PREFIX: Final[dict[Endpoint, str]] = {
     "embeddings": "embd-",
 }
 _SPOKEN_HEADERS: Final = ("x-cache-", "authorization", "cache-control")
-MEMO_ENTRIES: Final = 2048
+MEMO_BYTES: Final = 4 * 1024 * 1024
+"""Of request bodies whose plans are remembered; a plan weighs a few times its body."""
 MEMO_BODY_BYTES: Final = 64 * 1024
-"""Larger bodies are parsed each time: at most 128 MiB of requests are remembered."""
+"""Larger bodies are parsed each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,9 @@ class Completions:
         self._rules = rules
         self._now = now
         self._clock = clock
-        self._memo: cachetools.LRUCache[object, Asked] = cachetools.LRUCache(MEMO_ENTRIES)
+        self._memo: cachetools.LRUCache[object, Asked] = cachetools.LRUCache(
+            MEMO_BYTES, getsizeof=_memo_size
+        )
 
     def handler(self, endpoint: Endpoint) -> Handler:
         """The aiohttp handler of one endpoint."""
@@ -216,9 +219,12 @@ class Completions:
                     raise AssertionError(f"a reader met {piece}")
                 case _:
                     assert_never(piece)
+        body = orjson.dumps(headers.annotated(fold(parts), outcome))
+        if len(body) > self._rules.limits.max_entry_bytes:
+            outcome = replace(outcome, stored=False, ttl_left_s=None)
         visit.outcome = outcome
         return web.Response(
-            body=orjson.dumps(headers.annotated(fold(parts), outcome)),
+            body=body,
             headers={**flown.opening.headers, **self._head(asked.plan, outcome, visit)},
             content_type="application/json",
         )
@@ -300,6 +306,10 @@ _STREAM_HEADERS: Final = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
+
+
+def _memo_size(asked: Asked) -> int:
+    return len(asked.plan.canonical) + 256
 
 
 def _for_stream(data: Json, outcome: Outcome, call: Call) -> Json | None:
