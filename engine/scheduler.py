@@ -64,7 +64,7 @@ class Limits:
     """What one step and the whole engine may hold.
 
     chunk_tokens   rows of one tile: the runner pads every step to whole tiles
-    idle_tiles     tiles of prefill in a step in which nothing decodes (with decodes: one)
+    idle_tiles     tiles of prefill in a step in which nothing decodes
     exact_decode   decode rows write the same bits as prefill rows; else their blocks stay private
     """
 
@@ -210,12 +210,14 @@ class Scheduler:
         )
 
     def _prefill_rows(self, decode_rows: int) -> int:
-        """Rows left for prompts: whole tiles, one beyond the decodes, more when nothing decodes."""
+        """Rows left for prompts: the rest of the decodes' last tile if that is half a tile or more,
+        else one tile beyond; several tiles when nothing decodes. Steps stay short for who streams.
+        """
         tile = self.limits.chunk_tokens
         if not decode_rows:
             return tile * self.limits.idle_tiles
-        tiles = -(-decode_rows // tile) + 1
-        return tiles * tile - decode_rows  # rows that would be padding anyway compute a prompt
+        rest = -decode_rows % tile
+        return rest if 2 * rest >= tile else rest + tile
 
     def _prefill_spans(self, sequence: Sequence, rows: int) -> Iterable[Span]:
         start, stop = sequence.computed, sequence.computed + rows

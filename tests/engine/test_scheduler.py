@@ -122,18 +122,18 @@ def test_a_long_prompt_does_not_stop_a_running_answer() -> None:
         bench.step()
         assert len(bench.answers["stream"]) == before + 1, "a step without a token"
         steps += 1
-    assert steps == -(-100 // 15), "15 rows of two tiles are left beside one decode"
+    assert steps == -(-100 // 7), "7 rows of a tile are left beside one decode"
 
 
-def test_rows_of_a_step_are_whole_tiles_at_most() -> None:
-    bench = Bench(blocks=64)
-    for number in range(5):
+@pytest.mark.parametrize(("streams", "rows"), [(1, 8), (4, 8), (5, 16), (8, 16)])
+def test_prompts_fill_whole_tiles_beside_the_decodes(streams: int, rows: int) -> None:
+    bench = Bench(blocks=64, sequences=16)
+    for number in range(streams):
         bench.add(f"s{number}", [number + 1] * 3, 30)
     bench.step()
+    bench.step()
     bench.add("long", list(range(1, 90)), 1)
-    schedule = bench.step()
-    assert schedule.rows == 16
-    assert [span.rows for span in schedule.spans] == [1] * 5 + [11]
+    assert [span.rows for span in bench.step().spans] == [1] * streams + [rows - streams]
 
 
 def test_lanes_go_in_order_and_first_come_first_served_inside_one() -> None:

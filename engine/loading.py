@@ -1,0 +1,126 @@
+"""From options to a service: the one place where the model's side and the serving side meet.
+
+Imports torch; `engine.__main__` imports it late, so that a bad option is answered at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.errors import ConfigError, ModelLoadError
+from engine.kv.blocks import BlockPool
+from engine.kv.cache import KvCache
+from engine.kv.layout import KvLayout
+from engine.kv.prefix import PrefixIndex
+from engine.runner import Runner
+from engine.sampler import Sampler
+from engine.scheduler import Limits, Scheduler
+from engine.service import Service
+from engine.weights.load import LoadedModel, choose_device, choose_dtype, load
+
+_log = logging.getLogger("engine")
+
+
+def make_service(
+    config: EngineConfig,
+    *,
+    wall_clock: Callable[[], float],
+    on_fatal: Callable[[str], None],
+) -> Service:
+    """Load the model and build everything around it. The engine's thread is not started yet.
+
+    Raises `ModelLoadError` and `ConfigError`, each with one readable line.
+    """
+    began = time.monotonic()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        message = "device: cuda was asked for, but torch sees no CUDA device"
+        raise ConfigError(message)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    path = _path_of(config.model)
+    loaded = load(path, device=device, dtype=dtype)
+    cache = _cache(config, loaded, device=device, dtype=dtype)
+    runner = Runner(loaded.model, cache, tile_tokens=config.chunk_tokens)
+    index = PrefixIndex(
+        BlockPool(cache.blocks),
+        block_tokens=config.block_tokens,
+        fingerprint=loaded.fingerprint.encode(),
+    )
+    limits = Limits(
+        chunk_tokens=runner.tile_tokens,
+        max_sequences=config.max_sequences,
+        max_model_len=min(config.max_model_len, loaded.config.context_tokens),
+        prefix_cache=config.prefix_cache,
+        exact_decode=runner.exact,
+    )
+    scheduler = Scheduler(index, limits, end_tokens=loaded.tokenizer.end_tokens)
+    engine = Engine(scheduler, runner, Sampler(), max_waiting=config.max_waiting, on_fatal=on_fatal)
+    _log.info("loaded %s in %.1f s: %r", config.model, time.monotonic() - began, runner)
+    return Service(
+        engine,
+        loaded.tokenizer,
+        model=config.served_name or _name_of(config.model),
+        also_named=[config.model],
+        fingerprint=loaded.fingerprint,
+        wall_clock=wall_clock,
+        facts={
+            "device": device.type,
+            "dtype": str(dtype).removeprefix("torch."),
+            "kv_bytes": cache.nbytes,
+            "exact_decode": runner.exact,
+            "prefix_cache": config.prefix_cache,
+        },
+    )
+
+
+def _cache(
+    config: EngineConfig, loaded: LoadedModel, *, device: torch.device, dtype: torch.dtype
+) -> KvCache:
+    layout = KvLayout(
+        layers=loaded.config.layers,
+        kv_heads=loaded.config.kv_heads,
+        head_dim=loaded.config.head_dim,
+        block_tokens=config.block_tokens,
+        itemsize=dtype.itemsize,
+    )
+    blocks = layout.blocks_in(config.kv_memory)
+    if not blocks:
+        message = (
+            f"kv_memory: {config.kv_memory} bytes hold no block of this model,"
+            f" one takes {layout.block_bytes}"
+        )
+        raise ConfigError(message)
+    try:
+        return KvCache(layout, blocks, device=device, dtype=dtype)
+    except (RuntimeError, MemoryError) as error:
+        message = f"kv_memory: {config.kv_memory} bytes cannot be had ({error})"
+        raise ConfigError(message) from error
+
+
+def _path_of(model: str) -> Path:
+    """A path is a path; anything else is the name of a model that can be fetched."""
+    path = Path(model).expanduser()
+    if path.exists() or "/" in model or model.endswith(".gguf"):
+        return path
+    from engine.weights.fetch import fetch  # noqa: PLC0415 - only who fetches needs its imports
+
+    return fetch(model)
+
+
+def _name_of(model: str) -> str:
+    path = Path(model).expanduser()
+    if model.endswith(".gguf"):
+        return path.stem
+    return path.name or model
+
+
+__all__ = ["ModelLoadError", "make_service"]
