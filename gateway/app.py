@@ -68,7 +68,7 @@ async def build(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
     )
     tasks = Tasks()
-    engine = EngineProcess(config.engine, tasks=tasks) if config.engine_enabled else None
+    engine = EngineProcess(config.engine, tasks=tasks) if config.engine_enabled() else None
     router = Router(_served(config, session, engine), config.aliases)
     authenticator = Authenticator(config.tenants)
     store = Tiers(
