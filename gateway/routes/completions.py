@@ -6,7 +6,6 @@ an answer, an error object, or an error event without ``[DONE]``.
 """
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Final, assert_never
@@ -30,6 +29,7 @@ from gateway.routes.shape import (
     body_of,
     error_response,
     json_of,
+    new_id,
     request_id_of,
 )
 from policies.call import Call, Endpoint, parse_call
@@ -183,7 +183,7 @@ class Completions:
             )
         body: Json = orjson.loads(kept.entry.body)
         if "id" in body:
-            body["id"] = _ID_PREFIX[asked.call.endpoint] + uuid.uuid4().hex
+            body["id"] = _ID_PREFIX[asked.call.endpoint] + new_id()
         if "created" in body:
             body["created"] = int(self._now())
         if asked.call.stream:
