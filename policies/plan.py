@@ -86,10 +86,7 @@ def decide(
     rights = _rights(call, directive, retention.ttl_s, reasons, enabled=enabled, why_not=why_not)
     form = canonical(call, context_aware=directive.context_aware is not False)
     print_ = fingerprint(form)
-    if matched == "key":
-        key = entry_key(scope, model, directive.cache_key, None, endpoint=call.endpoint)
-    else:
-        key = entry_key(scope, model, directive.cache_key, print_)
+    key = _key(call, directive, scope, model, None if matched == "key" else print_)
     _note_the_rest(directive, reasons)
     return Plan(
         key=key,
@@ -122,6 +119,12 @@ def decide(
         reasons=tuple(reasons),
         unknown=directive.unknown,
     )
+
+
+def _key(call: Call, directive: Directive, scope: Scope, model: str, print_: bytes | None) -> bytes:
+    # without the fingerprint, the endpoint alone keeps answers of different shapes apart
+    endpoint = call.endpoint if print_ is None else None
+    return entry_key(scope, model, directive.cache_key, print_, endpoint=endpoint)
 
 
 def _believed_user(directive: Directive, principal: Principal) -> str | None:

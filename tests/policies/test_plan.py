@@ -1,7 +1,6 @@
 """policies.plan: where the client's wishes and the operator's rules meet."""
 
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -25,12 +24,8 @@ def retention(plan: Plan) -> tuple[str, float, str]:
 class TestWhoMayBeEnabled:
     def test_the_config_decides_when_nobody_speaks(self) -> None:
         off = plan_of({})
-        assert (off.enabled, off.may_read, off.may_store, off.why_not) == (
-            False,
-            False,
-            False,
-            "disabled",
-        )
+        assert not (off.enabled or off.may_read or off.may_store)
+        assert off.why_not == "disabled"
         assert because(off, "enabled") == ("false", "config defaults.enabled")
         on = plan_of({}, rules=replace(RULES, enabled_default=True))
         assert (on.enabled, on.may_read, on.may_store, on.why_not) == (True, True, True, None)
@@ -156,11 +151,7 @@ class TestRetention:
             ({"cache_key": "faq:1"}, 86400),
             ({}, 1800),
         ]
-        said: dict[str, Any] = {}
-        for (word, ttl_s), (_, weaker) in pairwise(reversed([*words, ({}, 0.0)])):
-            assert ttl_s != weaker
-            said |= word
-        said = {"enabled": True}
+        said: dict[str, Any] = {"enabled": True}
         for word, ttl_s in reversed(words):
             said |= word
             assert plan_of(said).ttl_s == ttl_s
@@ -390,12 +381,8 @@ class TestTheRest:
 
     def test_labels_context_debug_and_unknown_words_are_handed_on(self) -> None:
         plan = plan_of({"tags": ["a"], "context": "chat", "debug": True, "colour": 1})
-        assert (plan.tags, plan.context, plan.debug, plan.unknown) == (
-            ("a",),
-            "chat",
-            True,
-            ("kv_cache.colour",),
-        )
+        assert (plan.tags, plan.context, plan.debug) == (("a",), "chat", True)
+        assert plan.unknown == ("kv_cache.colour",)
 
     @pytest.mark.parametrize(
         ("kv_cache", "headers"),
