@@ -24,7 +24,7 @@ def retention(plan: Plan) -> tuple[str, float, str]:
 class TestWhoMayBeEnabled:
     def test_the_config_decides_when_nobody_speaks(self) -> None:
         off = plan_of({})
-        assert not (off.enabled or off.may_read or off.may_store)
+        assert (off.enabled, off.may_read, off.may_store) == (False, False, False)
         assert off.why_not == "disabled"
         assert because(off, "enabled") == ("false", "config defaults.enabled")
         on = plan_of({}, rules=replace(RULES, enabled_default=True))
