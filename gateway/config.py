@@ -48,7 +48,7 @@ from policies.rules import Limits, PrefixRule, ProfileRule, Rules, TierName, Tie
 
 __all__ = ["Backend", "Config", "ConfigError", "Engine", "Problem", "Tenant", "load"]
 
-ENGINE_BACKEND = "engine"  # the name of the embedded engine among the backends
+ENGINE_BACKEND = "embedded"  # the name of the embedded engine among the backends
 
 
 class Config(BaseSettings):
@@ -112,8 +112,7 @@ class Config(BaseSettings):
         """What works but should be looked at, e.g. keys that can be guessed."""
         return self._warnings
 
-    @property
-    def engine_runs(self) -> bool:
+    def engine_enabled(self) -> bool:
         """Whether the embedded engine is started: ``auto`` means when no backend is configured."""
         return not self.backends if self.engine.enabled == "auto" else self.engine.enabled
 
@@ -205,7 +204,7 @@ def _contradictions(config: Config) -> Iterator[tuple[Where, str]]:
     if not config.tenants and not _is_loopback(config.server.host):
         message = "without tenants only loopback (127.0.0.1, ::1, localhost) is allowed"
         yield ("server", "host"), message
-    if not config.engine_runs and not config.backends:
+    if not config.engine_enabled() and not config.backends:
         yield ("engine", "enabled"), "false leaves nothing to ask: configure backends"
     yield from _repeated("tenants", [tenant.name for tenant in config.tenants])
     yield from _repeated("backends", [backend.name for backend in config.backends])

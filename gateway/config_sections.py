@@ -95,9 +95,7 @@ class Backend(Section):
     api_key: SecretStr | None = None
     dialect: Annotated[
         Literal["generic", "kvgate"],
-        one_of(
-            ("generic", "kvgate"), later=("openai", "deepseek", "vllm", "sglang", "llamacpp")
-        ),
+        one_of(("generic", "kvgate"), later=("openai", "deepseek", "vllm", "sglang", "llamacpp")),
     ] = "generic"
     models: Annotated[tuple[Text, ...], AtLeastOne]
     connect_timeout: LongerThanZero = 5.0
@@ -127,9 +125,9 @@ class Engine(Section):
     kv_host_memory: Annotated[Size, only("2GiB")] = 2 * 2**30
     kv_disk: KvDisk = KvDisk()
     threads: AutoOrCount = "auto"
-    chunk_tokens: Annotated[Whole, Field(ge=1)] = 256
-    max_sequences: Annotated[Whole, Field(ge=1)] = 32
-    max_waiting: Annotated[Whole, Field(ge=0)] = 256
+    chunk_tokens: Annotated[Whole, Field(ge=16, le=8192)] = 64
+    max_sequences: Annotated[Whole, Field(ge=1, le=4096)] = 32
+    max_waiting: Annotated[Whole, Field(ge=0)] = 512
     replicas: Annotated[int, only(1)] = 1
     tensor_parallel: Annotated[int, only(1)] = 1
 

@@ -1,12 +1,15 @@
 """The shipped config.yaml is the documentation: complete, true, and one line of why each."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
 
+from engine.config import EngineConfig, parse_config
+from gateway.backends.embedded import PASSED_ON, child_environment
 from gateway.config import Config, load
 from gateway.config_file import Where, dotted, read_document
 from gateway.config_sections import Backend, Tenant
@@ -88,3 +91,15 @@ def test_the_examples_show_the_defaults(kind: type[BaseModel]) -> None:
         default = {None: "null", True: "true", False: "false"}.get(field.default, field.default)
         shown = f"{default:g}" if isinstance(default, float) else default
         assert f"#   {name}: {shown} " in text
+
+
+def test_the_engine_alone_has_the_same_defaults() -> None:
+    alone = {option.name: option for option in fields(EngineConfig)}
+    for name in PASSED_ON:
+        here = getattr(Config().engine, name)
+        assert alone[name].default == (0 if here == "auto" and name == "threads" else here), name
+
+
+def test_what_the_gateway_hands_on_the_engine_understands() -> None:
+    handed_on = child_environment(Config().engine, {})
+    assert parse_config([], handed_on) == EngineConfig()

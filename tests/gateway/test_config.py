@@ -247,7 +247,7 @@ def test_with_tenants_any_address_is_served(tmp_path: Path) -> None:
             "backends.1.name",
         ),
         (
-            "backends: [{name: engine, base_url: 'http://u/v1', models: [m]}]",
+            "backends: [{name: embedded, base_url: 'http://u/v1', models: [m]}]",
             "backends.0.name",
         ),
         ("engine: {enabled: false}", "engine.enabled"),
@@ -286,7 +286,7 @@ def test_aliases_may_form_a_chain_but_no_ring(tmp_path: Path) -> None:
 def test_the_engine_runs_when_asked_or_when_nothing_else_would(
     text: str, runs: bool, tmp_path: Path
 ) -> None:
-    assert loaded(tmp_path, text).engine_runs is runs
+    assert loaded(tmp_path, text).engine_enabled() is runs
 
 
 def test_a_prefix_may_be_written_with_a_star(tmp_path: Path) -> None:
