@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from typing import Literal
 
-_LENGTH_BYTES = 8
-
 
 @dataclass(frozen=True, slots=True)
 class Principal:
@@ -92,17 +90,13 @@ def public_key(key: bytes) -> str:
 
 def _framed(*parts: str | bytes | None) -> bytes:
     """Injective bytes for a sequence of parts: each has its type and its length in front."""
-    framed = bytearray()
+    framed: list[bytes] = []
     for part in parts:
         if part is None:
-            framed += b"-"
-            continue
-        if isinstance(part, str):
-            framed += b"s"
+            framed.append(b"-")
+        elif isinstance(part, str):
             raw = part.encode("utf-8", "surrogatepass")
+            framed.append(b"s%d:%b" % (len(raw), raw))
         else:
-            framed += b"b"
-            raw = part
-        framed += len(raw).to_bytes(_LENGTH_BYTES, "big")
-        framed += raw
-    return bytes(framed)
+            framed.append(b"b%d:%b" % (len(part), part))
+    return b"".join(framed)
