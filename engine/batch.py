@@ -21,6 +21,7 @@ import torch
 
 from engine.kv.cache import KvCache
 from engine.models.attention import KEY_TILE_TOKENS, Group, causal_mask
+from engine.models.exact import ExactShapes
 from engine.models.llama import Tile
 from engine.request import Sequence
 from engine.scheduler import Schedule
@@ -55,12 +56,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchBuilder:
-    """Cuts schedules into tiles of at most `tile_tokens` rows, padded to one of `row_counts`."""
+    """Cuts schedules into tiles, padded to one of the row counts of `shapes`."""
 
     cache: KvCache
-    tile_tokens: int
-    row_counts: tuple[int, ...]
+    shapes: ExactShapes
     query_heads_per_kv_head: int
+
+    @property
+    def tile_tokens(self) -> int:
+        return self.shapes.row_counts[-1]
 
     @property
     def key_tile(self) -> int:
@@ -69,7 +73,7 @@ class BatchBuilder:
 
     def padded(self, rows: int) -> int:
         """The smallest allowed row count with room for `rows`."""
-        return next(count for count in self.row_counts if count >= rows)
+        return next(count for count in self.shapes.row_counts if count >= rows)
 
     def build(self, schedule: Schedule) -> Iterator[Batch]:
         """The tiles of one step, to be run in order."""
@@ -124,8 +128,7 @@ class BatchBuilder:
 
     def _groups(self, pieces: list[Piece]) -> Iterator[Group]:
         row = 0
-        for number, (_, alike) in enumerate(groupby(pieces, key=_attention_key)):
-            del number
+        for _, alike in groupby(pieces, key=_attention_key):
             members = list(alike)
             rows = sum(piece.rows for piece in members)
             yield self._group(members, row, row + rows)
@@ -144,7 +147,11 @@ class BatchBuilder:
             [range(piece.start, piece.stop) for piece in pieces], device=device
         )  # (S, T)
         mask = causal_mask(
-            positions, keys, groups=self.query_heads_per_kv_head, dtype=self.cache.dtype
+            positions,
+            keys,
+            groups=self.query_heads_per_kv_head,
+            query_rows=self.shapes.query_rows,
+            dtype=self.cache.dtype,
         )
         return Group(start, stop, len(pieces), torch.tensor(tables, device=device), mask)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from engine.batch import BatchBuilder
 from engine.kv.cache import KvCache
+from engine.models.exact import measure
 from engine.models.llama import LlamaModel
 from engine.scheduler import Schedule
 
@@ -14,18 +15,22 @@ from engine.scheduler import Schedule
 class Runner:
     """The model and its pool of keys and values, one step at a time.
 
-    tile_tokens  most rows that run through the network at once; more rows are several tiles
+    Making one measures which shapes are exact on this machine (`engine.models.exact`), which may leave a
+    smaller tile than asked for: `tile_tokens` says how many rows run through the network at once. More
+    rows are several tiles. `exact` says that a token's keys, values and logits have the same bits however
+    it was computed: as a prompt or as an answer, alone or in a batch, after a prefix hit or without.
     """
 
     def __init__(self, model: LlamaModel, cache: KvCache, *, tile_tokens: int) -> None:
         self.model = model
         self.cache = cache
-        self.tile_tokens = tile_tokens
+        self.shapes = measure(model, tile_tokens=tile_tokens)
+        self.tile_tokens = self.shapes.row_counts[-1]
+        self.exact = self.shapes.attention
         config = model.config
         self._builder = BatchBuilder(
             cache=cache,
-            tile_tokens=tile_tokens,
-            row_counts=(tile_tokens,),
+            shapes=self.shapes,
             query_heads_per_kv_head=config.heads // config.kv_heads,
         )
 
@@ -58,4 +63,6 @@ class Runner:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def __repr__(self) -> str:
-        return f"Runner(tile of {self.tile_tokens} rows, {self.cache!r})"
+        counts = "/".join(map(str, self.shapes.row_counts))
+        bits = "exact" if self.exact else "not exact"
+        return f"Runner(tiles of {counts} rows, {bits}, {self.cache!r})"

@@ -17,7 +17,6 @@ from torch.nn import functional
 from engine.kv.cache import KvCache
 
 KEY_TILE_TOKENS = 128
-QUERY_ROWS = 16  # fewer rows take other matrix kernels (engine.models.exact measures it)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +34,16 @@ class Group:
     mask: Tensor
 
 
-def causal_mask(positions: Tensor, keys: int, *, groups: int, dtype: torch.dtype) -> Tensor:
-    """The mask for rows at positions (S, T), each repeated for the `groups` query heads of a KV head."""
+def causal_mask(
+    positions: Tensor, keys: int, *, groups: int, query_rows: int, dtype: torch.dtype
+) -> Tensor:
+    """The mask for rows at positions (S, T), each repeated for the `groups` query heads of a KV head.
+
+    Rows are padded to a multiple of `query_rows`: very few take other matrix kernels, with other last
+    digits (`engine.models.exact`).
+    """
     rows = positions.repeat(1, groups)  # (S, G*T), head by head
-    missing = -rows.shape[1] % QUERY_ROWS
+    missing = -rows.shape[1] % query_rows
     if missing:
         rows = torch.cat((rows, rows[:, -1:].expand(-1, missing)), dim=1)
     key = torch.arange(keys, device=positions.device)

@@ -19,7 +19,6 @@ from engine.models.config import ModelConfig
 from engine.weights.names import from_gguf
 
 _ROPE_FACTORS = "rope_freqs.weight"
-_HALF_FLOATS = {"F16", "BF16"}  # no dequantising wanted, only a cast
 
 
 class GgufFile:
@@ -61,13 +60,14 @@ class GgufFile:
             raise ModelLoadError(f"{self.path}: {error}") from None
 
     def _dequantised(self, found: Any) -> Tensor:
+        data = found.data.view(np.ndarray)  # a memmap slows each of the many small steps
         try:
-            values = quants.dequantize(found.data, found.tensor_type)
+            values = quants.dequantize(data, found.tensor_type)
         except NotImplementedError:
             kind = GGMLQuantizationType(found.tensor_type).name
             raise ModelLoadError(f"{self.path}: tensor {found.name!r} is {kind}, unknown") from None
-        # a copy of fp32 data, which is a read-only view of the file
-        return torch.from_numpy(np.array(values, dtype=np.float32, copy=values.base is not None))
+        # fp32 tensors come back as a read-only view of the file
+        return torch.from_numpy(values if values.flags.writeable else values.copy())
 
     def _number(self, key: str, default: float | None = None) -> float:
         value = self.metadata.get(f"llama.{key}", default)

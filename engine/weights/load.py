@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,7 @@ def load(path: Path, *, device: torch.device, dtype: torch.dtype) -> LoadedModel
     """
     if not path.exists():
         raise ModelLoadError(f"{path}: no such file or folder")
-    with ThreadPoolExecutor(max_workers=2 + (os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=2) as pool:  # beside the weights, which hold the GIL
         source: GgufFile | SafetensorsFolder
         if path.is_dir():
             source = SafetensorsFolder(path)
@@ -72,16 +71,12 @@ def load(path: Path, *, device: torch.device, dtype: torch.dtype) -> LoadedModel
             tokenizer = pool.submit(from_gguf, source.metadata, path)
             files = [path]
         digest = pool.submit(_fingerprint, files, dtype)
-        model = _build(source, pool, device=device, dtype=dtype)
+        model = _build(source, device=device, dtype=dtype)
         return LoadedModel(model, source.config, tokenizer.result(), digest.result())
 
 
 def _build(
-    source: GgufFile | SafetensorsFolder,
-    pool: ThreadPoolExecutor,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
+    source: GgufFile | SafetensorsFolder, *, device: torch.device, dtype: torch.dtype
 ) -> LlamaModel:
     config = source.config
     shapes = _shapes(config)
@@ -89,7 +84,6 @@ def _build(
     if surplus:
         raise ModelLoadError(f"{source.path}: tensor {surplus[0]!r} is not part of a Llama")
 
-    @torch.inference_mode()
     def tensor(name: str) -> Tensor:
         found = source.tensor(name)
         if tuple(found.shape) != shapes[name]:
@@ -98,7 +92,6 @@ def _build(
             )
         return found.to(device, dtype)
 
-    @torch.inference_mode()
     def fused(*names: str) -> Linear:
         return Linear(torch.cat([tensor(name) for name in names]))
 
@@ -115,15 +108,13 @@ def _build(
             down=fused(name("mlp.down_proj")),
         )
 
-    top = pool.submit(tensor, "model.embed_tokens.weight")
-    layers = list(pool.map(layer, range(config.layers)))
-    embedding = top.result()
     with torch.inference_mode():
+        embedding = tensor("model.embed_tokens.weight")
         head = Linear(embedding) if config.tied else fused("lm_head.weight")
         return LlamaModel(
             config,
             embedding=embedding,
-            layers=layers,
+            layers=[layer(number) for number in range(config.layers)],
             final_norm=tensor("model.norm.weight"),
             head=head,
         )
