@@ -50,7 +50,7 @@ class Selector:
             and (self.cache_key is None or meta.cache_key == self.cache_key)
             and (self.prefix is None or name.startswith(self.prefix))
             and (self.namespace is None or namespace_of(name) == self.namespace)
-            and (self.context is None or meta.context == self.context)
+            and (self.context is None or self.context in {meta.context, meta.scope.context})
             and (self.user is None or meta.user == self.user)
             and (self.model is None or meta.model == self.model)
             and (self.batch is None or meta.batch_id == self.batch)
