@@ -51,14 +51,22 @@ class Whole:
 Piece = Opening | Chunk | Whole | Ending
 
 
+def well_formed(data: Json) -> bool:
+    """Whether ``data`` has the shape that ``fold`` and ``unfold`` rely on: a server may send any."""
+    choices = data.get("choices")
+    return choices is None or (
+        isinstance(choices, list) and all(_is_choice(choice) for choice in choices)
+    )
+
+
 def fold(parts: Iterable[Chunk | Whole]) -> Json:
-    """The plain answer that these parts make.
+    """The plain answer that these well-formed parts make; the parts are not touched.
 
     A ``Whole`` is the answer. Of chunks, text is joined, lists are extended, objects are
     merged and of other values the last one that is not ``None`` stands.
     """
     body: Json = {}
-    choices: dict[int, Json] = {}
+    choices: dict[int, _Choice] = {}
     for part in parts:
         match part:
             case Whole(whole):
@@ -69,9 +77,9 @@ def fold(parts: Iterable[Chunk | Whole]) -> Json:
                     index = piece.get("index", 0)
                     choice = choices.get(index)
                     if choice is None:
-                        choice = choices[index] = {"index": index}
-                    _fold_choice(choice, piece)
-    body["choices"] = [choices[index] for index in sorted(choices)]
+                        choice = choices[index] = _Choice(index)
+                    choice.add(piece)
+    body["choices"] = [choices[index].folded() for index in sorted(choices)]
     if body.get("object") == "chat.completion.chunk":
         body["object"] = "chat.completion"
     return body
@@ -95,11 +103,14 @@ def unfold(body: Json, endpoint: Endpoint) -> Iterator[Chunk]:
     if base.get("object") == "chat.completion":
         base["object"] = "chat.completion.chunk"
     split = _unfold_chat_choice if endpoint == "chat" else _unfold_text_choice
-    for choice in body.get("choices") or ():
+    choices, usage = body.get("choices") or (), body.get("usage")
+    for choice in choices:
         for piece in split(choice):
             yield Chunk({**base, "choices": [piece]})
-    if body.get("usage") is not None:
-        yield Chunk({**base, "choices": [], "usage": body["usage"]})
+    if usage is not None:
+        yield Chunk({**base, "choices": [], "usage": usage})
+    elif not choices:
+        yield Chunk({**base, "choices": []})
 
 
 def _fold_top(body: Json, data: Json) -> None:
@@ -110,38 +121,65 @@ def _fold_top(body: Json, data: Json) -> None:
             body[key] = value
 
 
-def _fold_choice(choice: Json, piece: Json) -> None:
-    for key, value in piece.items():
-        if key == "delta":
-            message = choice.setdefault("message", {})
-            _merge(message, value or {})
-        elif key == "finish_reason":
-            choice[key] = value if value is not None else choice.get(key)
-        elif key != "index":
-            _merge_value(choice, key, value)
+class _Choice:
+    """One choice being folded. Its tool calls are kept by the number that the stream gives them."""
 
+    __slots__ = ("_body", "_calls")
 
-def _merge(into: Json, delta: Mapping[str, Any]) -> None:
-    for key, value in delta.items():
-        if key == "tool_calls" and value:
-            calls = into.get("tool_calls") or []
-            into["tool_calls"] = calls
-            _merge_tool_calls(calls, value)
-        else:
-            _merge_value(into, key, value)
+    def __init__(self, index: int) -> None:
+        self._body: Json = {"index": index}
+        self._calls: dict[int, Json] = {}
+
+    def add(self, piece: Json) -> None:
+        for key, value in piece.items():
+            if key == "delta":
+                self._add_delta(value or {})
+            elif key == "finish_reason":
+                self._body[key] = value if value is not None else self._body.get(key)
+            elif key != "index":
+                _merge_value(self._body, key, value)
+
+    def folded(self) -> Json:
+        if self._calls:
+            self._body["message"]["tool_calls"] = [
+                self._calls[number] for number in sorted(self._calls)
+            ]
+        return self._body
+
+    def _add_delta(self, delta: Json) -> None:
+        message = self._body.setdefault("message", {})
+        for key, value in delta.items():
+            if key == "tool_calls" and value:
+                message.setdefault(key, None)
+                for call in value:
+                    self._add_call(call)
+            else:
+                _merge_value(message, key, value)
+
+    def _add_call(self, delta: Json) -> None:
+        number = delta.get("index")
+        if not isinstance(number, int) or number < 0:
+            number = max(self._calls, default=-1) + 1
+        call = self._calls.setdefault(number, {})
+        for key, value in delta.items():
+            if key != "index":
+                _merge_value(call, key, value)
 
 
 def _merge_value(into: Json, key: str, value: Any) -> None:
     have = into.get(key)
-    if have is None or key in _SET_ONCE:
+    if have is None or (key in _SET_ONCE and not have):
         if value is not None or key not in into:
             into[key] = _copied(value)
+    elif key in _SET_ONCE:
+        return  # some servers repeat it, or send it again emptied
     elif isinstance(have, str) and isinstance(value, str):
         into[key] = have + value
     elif isinstance(have, list) and isinstance(value, list):
         have.extend(value)
     elif isinstance(have, dict) and isinstance(value, dict):
-        _merge(have, value)
+        for inner_key, inner in value.items():
+            _merge_value(have, inner_key, inner)
     elif value is not None:
         into[key] = value
 
@@ -155,12 +193,27 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def _merge_tool_calls(calls: list[Json], deltas: Iterable[Json]) -> None:
-    for delta in deltas:
-        index = delta.get("index", len(calls))
-        while len(calls) <= index:
-            calls.append({})
-        _merge(calls[index], {key: value for key, value in delta.items() if key != "index"})
+def _is_choice(choice: Any) -> bool:
+    if not isinstance(choice, dict):
+        return False
+    index = choice.get("index", 0)
+    return (
+        isinstance(index, int)
+        and index >= 0
+        and _is_message(choice.get("delta"))
+        and _is_message(choice.get("message"))
+    )
+
+
+def _is_message(message: Any) -> bool:
+    if message is None:
+        return True
+    if not isinstance(message, dict):
+        return False
+    calls = message.get("tool_calls")
+    return calls is None or (
+        isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
+    )
 
 
 def _unfold_chat_choice(choice: Json) -> Iterator[Json]:
@@ -183,7 +236,7 @@ def _unfold_chat_choice(choice: Json) -> Iterator[Json]:
         }
         if delta.get("tool_calls"):
             delta["tool_calls"] = [
-                {"index": number, **call} for number, call in enumerate(delta["tool_calls"])
+                {**call, "index": number} for number, call in enumerate(delta["tool_calls"])
             ]
         if delta:
             yield {"index": index, "delta": delta, "finish_reason": None, **extras}
