@@ -123,4 +123,4 @@ def _name_of(model: str) -> str:
     return path.name or model
 
 
-__all__ = ["ModelLoadError", "make_service"]
+
