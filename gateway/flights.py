@@ -10,6 +10,7 @@ error reaches all readers and leaves the key free.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any, Self
 
 from gateway.chunks import Chunk, Opening, Piece, Whole
@@ -42,6 +43,10 @@ class Tasks:
 
 class FlightCancelled(Exception):
     """The work was cancelled from outside (shutdown) while somebody still read."""
+
+
+class FlightBroken(Exception):
+    """The work stopped without an ending: half an answer must not pass for a whole one."""
 
 
 class Flight:
@@ -77,16 +82,14 @@ class Flight:
 
     async def run(self, work: Work) -> None:
         """Fill the buffer. An error is kept for the readers."""
-        pieces = work()
         try:
-            async for piece in pieces:
-                self.pieces.append(piece)
-                self.settled = not isinstance(piece, Opening | Chunk | Whole)
-                self.wake()
+            async with aclosing(work()) as pieces:
+                async for piece in pieces:
+                    self.pieces.append(piece)
+                    self.settled = not isinstance(piece, Opening | Chunk | Whole)
+                    self.wake()
         except Exception as error:  # noqa: BLE001 - each reader raises it in its own request
             self.error = error
-        finally:
-            await pieces.aclose()
 
     def wake(self) -> None:
         """Tell the waiting readers that the buffer or the state has changed."""
@@ -175,8 +178,8 @@ class Flights:
 
         def landed(task: asyncio.Task[None]) -> None:
             # A callback, not a `finally`: a task cancelled before its first step never enters one.
-            if task.cancelled() and flight.error is None:
-                flight.error = FlightCancelled()
+            if not flight.settled and flight.error is None:
+                flight.error = FlightCancelled() if task.cancelled() else FlightBroken()
             flight.ended = True
             flight.wake()
             if key is not None and self._by_key.get(key) is flight:
