@@ -4,12 +4,13 @@
 """
 
 import random
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 import aiohttp
 from aiohttp import web
@@ -21,6 +22,7 @@ from gateway.config import Config
 from gateway.errors import error_body
 from gateway.flights import Flights, Tasks
 from gateway.journal import Journal, Price
+from gateway.logs import RequestLog
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.recall import Recall
@@ -60,9 +62,16 @@ GATEWAY: Final = web.AppKey("gateway", Gateway)
 
 
 async def build(
-    config: Config, *, now: Callable[[], float] = _now, draw: Callable[[], float] = _draw
+    config: Config,
+    *,
+    now: Callable[[], float] = _now,
+    draw: Callable[[], float] = _draw,
+    log_stream: TextIO | None = None,
 ) -> web.Application:
-    """The application. It owns what it builds: its clean-up closes all of it."""
+    """The application. It owns what it builds: its clean-up closes all of it.
+
+    ``log_stream`` takes the line of each request; standard error unless given.
+    """
     rules = config.rules()
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
@@ -84,6 +93,7 @@ async def build(
             model: Price(price.miss_per_mtok, price.hit_per_mtok, price.output_per_mtok)
             for model, price in config.prices.items()
         },
+        RequestLog(config.server.log_level, config.server.log_format, log_stream or sys.stderr),
     )
     pipeline = Pipeline(
         rules=rules, store=store, flights=flights, recall=recall, now=now, draw=draw
@@ -110,7 +120,7 @@ async def build(
     )
     ops = Ops(
         authenticator=authenticator,
-        metrics=journal.metrics,
+        journal=journal,
         store=store,
         flights=flights,
         unready=lambda: _unready(gateway),
@@ -219,6 +229,7 @@ async def _lifetime(gateway: Gateway, session: aiohttp.ClientSession) -> AsyncIt
         yield
     finally:
         await gateway.tasks.close()
+        gateway.journal.settle()
         if gateway.engine is not None:
             await gateway.engine.stop()
         await session.close()

@@ -1,22 +1,28 @@
 """What became of each call: one log line, the metrics, the statistics. Off the hot path.
 
+A finished call is only put on a list; a hundredth of a second later the list is settled in one go,
+which costs a fraction of doing it call by call. Who reads the numbers settles first.
+
 Nothing here ever holds a prompt, an answer, an API key or a token. Savings are what the
 original computation took: measured seconds, counted tokens, and money by the configured
 prices; response hits and reused prefixes are kept apart.
 """
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import structlog
-
+from gateway.logs import RequestLog
 from gateway.metrics import Metrics
 from policies.outcome import Outcome
 from policies.plan import Plan
 
 MAX_LABELS: Final = 256
 """Models and tenants counted by name; later ones are counted as ``other``."""
+SETTLE_AFTER_S: Final = 0.01
+MOST_UNSETTLED: Final = 64
+"""So that settling never holds up the event loop for a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,45 +72,44 @@ class Statistics:
     store_errors: int = 0
 
 
-class Journal:
-    """Takes every outcome once, after its answer has left."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """An answered call: the answer took ``seconds`` now, and ``cost_s`` to compute once."""
 
-    def __init__(self, metrics: Metrics, prices: Mapping[str, Price]) -> None:
+    request_id: str
+    endpoint: str
+    plan: Plan
+    outcome: Outcome
+    seconds: float
+    cost_s: float
+    stream: bool
+
+
+class Journal:
+    """Takes every outcome once, after its answer has left. Belongs to one event loop."""
+
+    def __init__(self, metrics: Metrics, prices: Mapping[str, Price], log: RequestLog) -> None:
         self.metrics = metrics
         self.statistics = Statistics()
         self._prices = prices
-        self._log = structlog.get_logger("kvgate.request")
+        self._log = log
+        self._unsettled: list[Visit] = []
 
-    def note(
-        self,
-        *,
-        request_id: str,
-        endpoint: str,
-        plan: Plan,
-        outcome: Outcome,
-        seconds: float,
-        cost_s: float,
-        stream: bool,
-    ) -> None:
-        """A call was answered, in ``seconds``; computing the answer took ``cost_s`` once."""
-        self._count(plan, outcome, cost_s)
-        self.metrics.note(plan, endpoint, outcome, seconds)
-        self._log.info(
-            "request",
-            id=request_id,
-            endpoint=endpoint,
-            status=outcome.status,
-            level=outcome.level,
-            tier=outcome.tier if plan.enabled else None,
-            key=plan.public_key[:12] if plan.enabled else None,
-            tenant=plan.scope.tenant,
-            model=plan.model,
-            backend=outcome.backend,
-            stream=stream,
-            saved=outcome.tokens_saved,
-            why=outcome.miss_reason,
-            ms=round(seconds * 1000, 2),
-        )
+    def note(self, visit: Visit) -> None:
+        """A call was answered."""
+        self._unsettled.append(visit)
+        if len(self._unsettled) == 1:
+            asyncio.get_running_loop().call_later(SETTLE_AFTER_S, self.settle)
+        elif len(self._unsettled) >= MOST_UNSETTLED:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count and log what was noted."""
+        visits, self._unsettled = self._unsettled, []
+        for visit in visits:
+            self._count(visit.plan, visit.outcome, visit.cost_s)
+            self.metrics.note(visit.plan, visit.endpoint, visit.outcome, visit.seconds)
+        self._log.write([_line(visit) for visit in visits])
 
     def refused(
         self, *, request_id: str, endpoint: str, status: int, code: str, seconds: float
@@ -112,18 +117,13 @@ class Journal:
         """A call ended in an error."""
         self.statistics.errors += 1
         self.metrics.refused(endpoint, status)
-        self._log.info(
-            "refused",
-            id=request_id,
-            endpoint=endpoint,
-            status=status,
-            code=code,
-            ms=round(seconds * 1000, 2),
-        )
+        line = {"event": "refused", "id": request_id, "endpoint": endpoint, "status": status}
+        self._log.write([line | {"code": code, "ms": round(seconds * 1000, 2)}])
 
     def left(self, *, request_id: str, endpoint: str, seconds: float) -> None:
         """The client went away before its answer was whole."""
-        self._log.info("left", id=request_id, endpoint=endpoint, ms=round(seconds * 1000, 2))
+        line = {"event": "left", "id": request_id, "endpoint": endpoint}
+        self._log.write([line | {"ms": round(seconds * 1000, 2)}])
 
     def _count(self, plan: Plan, outcome: Outcome, cost_s: float) -> None:
         statistics = self.statistics
@@ -168,3 +168,23 @@ def _tally(group: dict[str, Tally], name: str) -> Tally:
     if tally is None:
         tally = group.setdefault(name if len(group) < MAX_LABELS else "other", Tally())
     return tally
+
+
+def _line(visit: Visit) -> dict[str, Any]:
+    plan, outcome = visit.plan, visit.outcome
+    return {
+        "event": "request",
+        "id": visit.request_id,
+        "endpoint": visit.endpoint,
+        "status": outcome.status,
+        "level": outcome.level,
+        "tier": outcome.tier if plan.enabled else None,
+        "key": plan.public_key[:12] if plan.enabled else None,
+        "tenant": plan.scope.tenant,
+        "model": plan.model,
+        "backend": outcome.backend,
+        "stream": visit.stream,
+        "saved": outcome.tokens_saved,
+        "why": outcome.miss_reason,
+        "ms": round(visit.seconds * 1000, 2),
+    }

@@ -15,7 +15,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
@@ -51,7 +51,7 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
     Loggers are cached when first used: call this before anything logs.
     """
     threshold = SEVERITIES[level]
-    render = _Json() if log_format == "json" else _Console(colours=stream.isatty())
+    render = _renderer(log_format, stream)
     structlog.configure(
         processors=[render],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -86,6 +86,24 @@ class Sink:
     debug = info = warning = error = critical = exception = msg
 
 
+class RequestLog:
+    """The lines of ``kvgate.request``, many at once: one write, and nothing per line but the line.
+
+    There is one for every request, so they go around structlog's loggers and straight to its
+    renderer.
+    """
+
+    def __init__(self, level: str, log_format: LogFormat, stream: TextIO) -> None:
+        self._sink = Sink(stream, "kvgate.request")
+        self._render = _renderer(log_format, stream)
+        self._on = SEVERITIES[level] <= logging.INFO
+
+    def write(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """One line for each event, all of severity ``info``."""
+        if self._on:
+            self._sink.msg(b"".join(self._render(self._sink, "info", event) for event in events))
+
+
 class Bridge(logging.Handler):
     """Lines of other libraries, in our format and searched for keys."""
 
@@ -97,6 +115,10 @@ class Bridge(logging.Handler):
             logger.log(record.levelno, message, exc_info=record.exc_info or None)
         except Exception:  # noqa: BLE001  # logging must not fail; this is its own way to say so
             self.handleError(record)
+
+
+def _renderer(log_format: LogFormat, stream: TextIO) -> "_Json | _Console":
+    return _Json() if log_format == "json" else _Console(colours=stream.isatty())
 
 
 class _Json:

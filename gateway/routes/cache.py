@@ -50,6 +50,7 @@ class Cache:
     async def stats(self, request: web.Request) -> web.Response:
         """Counters since the start; a tenant without the admin right sees its own line only."""
         principal = self._who(request)
+        self._journal.settle()
         counted = self._journal.statistics
         if not principal.admin:
             own = counted.tenants.get(principal.tenant, Tally())

@@ -20,7 +20,7 @@ from gateway.backends.base import Backend
 from gateway.chunks import Chunk, Json, Opening, Whole, fold, unfold
 from gateway.errors import BackendFault, GatewayError, from_failed
 from gateway.flights import FlightCancelled
-from gateway.journal import Journal
+from gateway.journal import Journal, Visit
 from gateway.pipeline import Flown, Kept, Pipeline, with_usage
 from gateway.router import Router
 from gateway.routes.shape import (
@@ -60,7 +60,7 @@ class Asked:
 
 
 @dataclass(slots=True)
-class _Visit:
+class _Way:
     """One request on its way, for the journal."""
 
     request_id: str
@@ -104,40 +104,42 @@ class Completions:
         return handle
 
     async def _handle(self, request: web.Request, endpoint: Endpoint) -> web.StreamResponse:
-        visit = _Visit(request_id_of(request), endpoint, self._clock())
+        way = _Way(request_id_of(request), endpoint, self._clock())
         try:
             asked = self._understand(request, endpoint, await body_of(request))
             answer = await self._pipeline.answer(asked.call, asked.plan, asked.backend)
             response: web.StreamResponse
             match answer:
                 case Kept():
-                    response = self._from_store(asked, answer, visit)
+                    response = self._from_store(asked, answer, way)
                 case Flown():
                     async with answer.reader:
                         if asked.call.stream:
-                            response = await self._stream(request, asked, answer, visit)
+                            response = await self._stream(request, asked, answer, way)
                         else:
-                            response = await self._plain(asked, answer, visit)
+                            response = await self._plain(asked, answer, way)
                 case _:
                     assert_never(answer)
         except (asyncio.CancelledError, ConnectionError):
             self._journal.left(
-                request_id=visit.request_id,
+                request_id=way.request_id,
                 endpoint=endpoint,
-                seconds=self._clock() - visit.began_s,
+                seconds=self._clock() - way.began_s,
             )
             raise
         except Exception as error:  # noqa: BLE001 - the border: everything becomes an answer here
-            return self._refuse(as_gateway_error(_of_flight(error), visit.request_id), visit)
-        if visit.outcome is not None:
+            return self._refuse(as_gateway_error(_of_flight(error), way.request_id), way)
+        if way.outcome is not None:
             self._journal.note(
-                request_id=visit.request_id,
-                endpoint=endpoint,
-                plan=asked.plan,
-                outcome=visit.outcome,
-                seconds=self._clock() - visit.began_s,
-                cost_s=visit.cost_s,
-                stream=asked.call.stream,
+                Visit(
+                    request_id=way.request_id,
+                    endpoint=endpoint,
+                    plan=asked.plan,
+                    outcome=way.outcome,
+                    seconds=self._clock() - way.began_s,
+                    cost_s=way.cost_s,
+                    stream=asked.call.stream,
+                )
             )
         return response
 
@@ -169,11 +171,11 @@ class Completions:
             self._memo[memo_key] = asked
         return asked
 
-    def _from_store(self, asked: Asked, kept: Kept, visit: _Visit) -> web.Response:
+    def _from_store(self, asked: Asked, kept: Kept, way: _Way) -> web.Response:
         """A stored answer: the original's content under a new id."""
         outcome = kept.outcome
-        visit.outcome, visit.cost_s = outcome, kept.entry.meta.cost_s
-        head = self._head(asked.plan, outcome, visit)
+        way.outcome, way.cost_s = outcome, kept.entry.meta.cost_s
+        head = self._head(asked.plan, outcome, way)
         if outcome.level == "negative":
             return web.Response(
                 body=kept.entry.body,
@@ -202,7 +204,7 @@ class Completions:
             content_type="application/json",
         )
 
-    async def _plain(self, asked: Asked, flown: Flown, visit: _Visit) -> web.Response:
+    async def _plain(self, asked: Asked, flown: Flown, way: _Way) -> web.Response:
         """The fold over the pieces. Raises: GatewayError when the work failed."""
         parts: list[Chunk | Whole] = []
         outcome = flown.outcome
@@ -222,40 +224,40 @@ class Completions:
         body = orjson.dumps(headers.annotated(fold(parts), outcome))
         if len(body) > self._rules.limits.max_entry_bytes:
             outcome = replace(outcome, stored=False, ttl_left_s=None)
-        visit.outcome = outcome
+        way.outcome = outcome
         return web.Response(
             body=body,
-            headers={**flown.opening.headers, **self._head(asked.plan, outcome, visit)},
+            headers={**flown.opening.headers, **self._head(asked.plan, outcome, way)},
             content_type="application/json",
         )
 
     async def _stream(
-        self, request: web.Request, asked: Asked, flown: Flown, visit: _Visit
+        self, request: web.Request, asked: Asked, flown: Flown, way: _Way
     ) -> web.StreamResponse:
         """The pieces as they come. After the first byte an error is an event without DONE."""
         response = web.StreamResponse(
             headers={
                 **flown.opening.headers,
-                **self._head(asked.plan, flown.outcome, visit),
+                **self._head(asked.plan, flown.outcome, way),
                 **_STREAM_HEADERS,
             }
         )
         await response.prepare(request)
-        visit.outcome = flown.outcome
+        way.outcome = flown.outcome
         try:
-            async for data in self._events(asked, flown, visit):
+            async for data in self._events(asked, flown, way):
                 await response.write(data)
         except ConnectionError:
             raise
         except Exception as defect:  # noqa: BLE001 - the headers are out: an event must say it
-            error = as_gateway_error(_of_flight(defect), visit.request_id)
-            visit.outcome = None
-            self._note_refusal(error, visit)
+            error = as_gateway_error(_of_flight(defect), way.request_id)
+            way.outcome = None
+            self._note_refusal(error, way)
             await response.write(sse.encode(error.body()))
         await response.write_eof()
         return response
 
-    async def _events(self, asked: Asked, flown: Flown, visit: _Visit) -> AsyncIterator[bytes]:
+    async def _events(self, asked: Asked, flown: Flown, way: _Way) -> AsyncIterator[bytes]:
         """SSE bytes of a flight. Raises: GatewayError when the work failed."""
         outcome = flown.outcome
         async for piece in flown.reader:
@@ -270,7 +272,7 @@ class Completions:
                         if shown is not None:
                             yield sse.encode(shown)
                 case Completed(usage=usage):
-                    visit.outcome = with_usage(outcome, usage)
+                    way.outcome = with_usage(outcome, usage)
                     yield sse.DONE
                     return
                 case Failed():
@@ -280,24 +282,24 @@ class Completions:
                 case _:
                     assert_never(piece)
 
-    def _head(self, plan: Plan, outcome: Outcome, visit: _Visit) -> dict[str, str]:
+    def _head(self, plan: Plan, outcome: Outcome, way: _Way) -> dict[str, str]:
         head = headers.render(plan, outcome)
-        head["X-Request-ID"] = visit.request_id
-        head["X-Response-Time"] = f"{(self._clock() - visit.began_s) * 1000:.1f}ms"
+        head["X-Request-ID"] = way.request_id
+        head["X-Response-Time"] = f"{(self._clock() - way.began_s) * 1000:.1f}ms"
         return head
 
-    def _refuse(self, error: GatewayError, visit: _Visit) -> web.Response:
-        self._note_refusal(error, visit)
-        elapsed_ms = (self._clock() - visit.began_s) * 1000
-        return error_response(error, visit.request_id, **{"X-Response-Time": f"{elapsed_ms:.1f}ms"})
+    def _refuse(self, error: GatewayError, way: _Way) -> web.Response:
+        self._note_refusal(error, way)
+        elapsed_ms = (self._clock() - way.began_s) * 1000
+        return error_response(error, way.request_id, **{"X-Response-Time": f"{elapsed_ms:.1f}ms"})
 
-    def _note_refusal(self, error: GatewayError, visit: _Visit) -> None:
+    def _note_refusal(self, error: GatewayError, way: _Way) -> None:
         self._journal.refused(
-            request_id=visit.request_id,
-            endpoint=visit.endpoint,
+            request_id=way.request_id,
+            endpoint=way.endpoint,
             status=error.status,
             code=error.code,
-            seconds=self._clock() - visit.began_s,
+            seconds=self._clock() - way.began_s,
         )
 
 

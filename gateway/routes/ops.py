@@ -7,7 +7,8 @@ from aiohttp import web
 from gateway.auth import Authenticator
 from gateway.errors import ClientFault
 from gateway.flights import Flights
-from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.journal import Journal
+from gateway.metrics import CONTENT_TYPE
 from gateway.routes.shape import json_response
 from gateway.store.tiers import Tiers
 
@@ -19,13 +20,13 @@ class Ops:
         self,
         *,
         authenticator: Authenticator,
-        metrics: Metrics,
+        journal: Journal,
         store: Tiers,
         flights: Flights,
         unready: Callable[[], Mapping[str, str]],
     ) -> None:
         self._authenticator = authenticator
-        self._metrics = metrics
+        self._journal = journal
         self._store = store
         self._flights = flights
         self._unready = unready
@@ -47,5 +48,6 @@ class Ops:
         principal = self._authenticator.principal(request.headers.get("Authorization"))
         if not principal.admin:
             raise ClientFault("This route is for admin keys only.", code="admin_only", status=403)
-        page = self._metrics.page(self._store.fills(), len(self._flights))
+        self._journal.settle()
+        page = self._journal.metrics.page(self._store.fills(), len(self._flights))
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE})
