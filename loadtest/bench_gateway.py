@@ -89,7 +89,7 @@ class Bench:
     def side_by_side(self, floor: Server, kvgate: Server, **job: Any) -> list[tuple[Run, Run]]:
         """Floor and kvgate in turn; the first, unmeasured round warms both."""
         for server in (floor, kvgate):
-            self.ask(server, seconds=min(0.3, self._seconds), **job)
+            self.ask(server, seconds=0.2, at_least=2 * QUESTIONS, **job)
         return [(self.ask(floor, **job), self.ask(kvgate, **job)) for _ in range(self._rounds)]
 
 

@@ -14,11 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Final, Self
+from typing import Final, Self, cast
 
 PATH: Final = "/v1/chat/completions"
 PLACEHOLDER: Final = b"0123456789abcdef"
 """Sixteen bytes of a body that each request of a ``unique`` job gets its own value for."""
+GIVE_UP_S: Final = 60.0
+"""An answer that takes longer than this past the end of the job is not waited for."""
 
 _HIT: Final = b"\r\nX-Cache-Hit: true\r\n"
 _LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
@@ -28,15 +30,16 @@ _LAST_CHUNK: Final = b"\r\n0\r\n\r\n"  # cannot be part of JSON text, where CR i
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to ask of the server at ``port``, by ``connections`` at once, for ``seconds``.
+    """What to ask of the server at ``port``, by ``connections`` at once.
 
-    ``bodies`` are sent in turn. With ``unique`` each must hold :data:`PLACEHOLDER` once.
+    It ends after ``seconds``, or later when there are not ``at_least`` answers yet. ``bodies`` are sent in turn. With ``unique`` each must hold :data:`PLACEHOLDER` once.
     """
 
     port: int
     bodies: Sequence[bytes]
     connections: int
     seconds: float
+    at_least: int = 0
     unique: bool = False
     headers: Mapping[str, str] | None = None
 
@@ -72,7 +75,7 @@ class Generator:
         )
 
     def run(self, job: Job) -> Load:
-        """Do one job. Raises: OSError when the server cannot be reached."""
+        """Do one job. Raises: OSError when the server cannot be reached, TimeoutError."""
         return self._pool.submit(perform, job).result()
 
     def __enter__(self) -> Self:
@@ -88,7 +91,7 @@ def _pin(core: int | None) -> None:
 
 
 def perform(job: Job) -> Load:
-    """Do one job in this process. Raises: OSError when the server cannot be reached."""
+    """Do one job in this process. Raises: OSError, TimeoutError."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.Loop) as runner:
@@ -101,6 +104,7 @@ class _Run:
     def __init__(self, job: Job) -> None:
         self.requests = requests(job)
         self.until = time.perf_counter() + job.seconds
+        self.at_least = job.at_least
         self.wait_s: list[float] = []
         self.first_s: list[float] = []
         self.failures = 0
@@ -119,8 +123,7 @@ class _Connection(asyncio.Protocol):
         self._first_s: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, but not by name
         self._ask()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio calls it so
@@ -167,7 +170,7 @@ class _Connection(asyncio.Protocol):
             run.failures += 1
         elif _HIT in received:
             run.hits += 1
-        if now < run.until:
+        if now < run.until or len(run.wait_s) < run.at_least:
             self._ask()
         else:
             self._done.set_result(None)
@@ -182,7 +185,8 @@ async def _perform(job: Job) -> Load:
         await loop.create_connection(lambda: _Connection(run), "127.0.0.1", job.port)
         for _ in range(job.connections)
     ]
-    await asyncio.gather(*(connection.finished() for _, connection in pairs))
+    async with asyncio.timeout(job.seconds + GIVE_UP_S):
+        await asyncio.gather(*(connection.finished() for _, connection in pairs))
     elapsed_s = time.perf_counter() - began_s
     return Load(
         answers=len(run.wait_s),
