@@ -7,6 +7,8 @@ because headers leave before the ending is known. ``Cache-Status`` is RFC 9211.
 from collections.abc import Mapping
 from typing import Any, Final, assert_never
 
+import orjson
+
 from gateway.chunks import Json
 from policies.outcome import Outcome
 from policies.plan import Plan
@@ -85,6 +87,22 @@ def annotated(body: Json, outcome: Outcome) -> Json:
     if isinstance(usage, dict):
         marked["usage"] = annotated_usage(usage)
     return marked
+
+
+def replayable(body: Json) -> bytes:
+    """What the store holds: the answer as a later caller gets it, but for its new id and date."""
+    kept = {name: value for name, value in body.items() if name not in {"id", "created"}}
+    kept["cache_hit"] = True
+    if isinstance(usage := body.get("usage"), dict):
+        kept["usage"] = annotated_usage(usage)
+    return orjson.dumps(kept)
+
+
+def replayed(kept: bytes, new_id: str | None, created_s: int) -> bytes:
+    """A stored answer under a new id; without one (embeddings have none) as it is."""
+    if new_id is None:
+        return kept
+    return b'{"id":"%b","created":%d,%b' % (new_id.encode(), created_s, kept[1:])
 
 
 def annotated_usage(usage: Mapping[str, Any]) -> Json:

@@ -21,6 +21,7 @@ from gateway.backends.base import Backend
 from gateway.chunks import Chunk, Opening, Piece, Whole, fold
 from gateway.errors import ClientFault, from_failed
 from gateway.flights import Flights, Reader
+from gateway.headers import replayable
 from gateway.recall import Recall
 from gateway.store.base import Entry, Selector, Stored, StoreError
 from gateway.store.tiers import Tiers
@@ -213,9 +214,10 @@ class Pipeline:
     async def _keep(
         self, call: Call, plan: Plan, parts: list[Chunk | Whole], ending: Ending
     ) -> None:
-        body = orjson.dumps(
-            from_failed(ending).body() if isinstance(ending, Failed) else fold(parts)
-        )
+        if isinstance(ending, Failed):
+            body = orjson.dumps(from_failed(ending).body())
+        else:
+            body = replayable(fold(parts))
         verdict = admit(plan, ending, size_bytes=len(body), rules=self._rules, draw=self._draw())
         match verdict:
             case Refuse():

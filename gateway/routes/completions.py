@@ -38,11 +38,7 @@ from policies.outcome import Abandoned, Completed, Failed, Outcome
 from policies.plan import Plan, decide
 from policies.rules import Rules
 
-_ID_PREFIX: Final[dict[Endpoint, str]] = {
-    "chat": "chatcmpl-",
-    "completions": "cmpl-",
-    "embeddings": "embd-",
-}
+_ID_PREFIX: Final[dict[Endpoint, str]] = {"chat": "chatcmpl-", "completions": "cmpl-"}
 _SPOKEN_HEADERS: Final = ("x-cache-", "authorization", "cache-control")
 MEMO_BYTES: Final = 4 * 1024 * 1024
 """Of request bodies whose plans are remembered; a plan weighs a few times its body."""
@@ -183,26 +179,19 @@ class Completions:
                 headers={**head, "X-Should-Retry": "false"},
                 content_type="application/json",
             )
-        body: Json = orjson.loads(kept.entry.body)
-        if "id" in body:
-            body["id"] = _ID_PREFIX[asked.call.endpoint] + new_id()
-        if "created" in body:
-            body["created"] = int(self._now())
+        prefix = _ID_PREFIX.get(asked.call.endpoint)
+        body = headers.replayed(kept.entry.body, prefix and prefix + new_id(), int(self._now()))
         if asked.call.stream:
             events = [
                 sse.encode(data)
-                for chunk in unfold(body, asked.call.endpoint)
+                for chunk in unfold(orjson.loads(body), asked.call.endpoint)
                 if (data := _for_stream(chunk.data, outcome, asked.call)) is not None
             ]
             return web.Response(
                 body=b"".join(events) + sse.DONE,
                 headers={**head, **_STREAM_HEADERS},
             )
-        return web.Response(
-            body=orjson.dumps(headers.annotated(body, outcome)),
-            headers=head,
-            content_type="application/json",
-        )
+        return web.Response(body=body, headers=head, content_type="application/json")
 
     async def _plain(self, asked: Asked, flown: Flown, way: _Way) -> web.Response:
         """The fold over the pieces. Raises: GatewayError when the work failed."""
