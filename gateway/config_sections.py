@@ -72,7 +72,9 @@ class Server(Section):
     port: Annotated[Whole, Field(ge=0, le=65535)] = 8080
     workers: Annotated[int, only(1)] = 1
     log_level: Annotated[str, one_of(("debug", "info", "warning", "error"), later=())] = "info"
-    log_format: Annotated[str, one_of(("console", "json"), later=())] = "console"
+    log_format: Annotated[Literal["console", "json"], one_of(("console", "json"), later=())] = (
+        "console"
+    )
     shutdown_grace_s: Duration = 10.0
 
 

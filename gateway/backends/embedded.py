@@ -290,16 +290,20 @@ class _Child(asyncio.SubprocessProtocol):
         self._transport.close()
 
 
-def child_environment(section: Engine, environ: Mapping[str, str]) -> dict[str, str]:
-    """Ours without the gateway's own options (tenants' keys among them), with the engine's.
+def code_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` for a child that looks for its code where ours is.
 
-    The child looks for its code where ours is, never in the working directory (``-P``): a folder
-    called ``engine`` may lie there.
+    With ``-P`` it never looks in the working directory: a folder called ``engine`` may lie there.
     """
-    ours = {name: text for name, text in environ.items() if _is_kept(name.upper())}
     here = str(Path(__file__).parent.parent.parent)
-    ours["PYTHONPATH"] = os.pathsep.join(filter(None, (here, ours.get("PYTHONPATH"))))
-    ours["PYTHONUNBUFFERED"] = "1"
+    path = os.pathsep.join(filter(None, (here, environ.get("PYTHONPATH"))))
+    return {**environ, "PYTHONPATH": path}
+
+
+def child_environment(section: Engine, environ: Mapping[str, str]) -> dict[str, str]:
+    """Ours without the gateway's own options (tenants' keys among them), with the engine's."""
+    kept = {name: text for name, text in environ.items() if _is_kept(name.upper())}
+    ours = code_environment(kept) | {"PYTHONUNBUFFERED": "1"}
     if sys.stderr.isatty():  # the child writes to a pipe; its progress bars end at a person
         width = str(shutil.get_terminal_size().columns)
         ours |= {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1", "COLUMNS": width}
