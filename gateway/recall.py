@@ -5,7 +5,6 @@ place (scope, model, cache key), so that a debug answer can point at the first d
 Everything is keyed by scope: nobody is told of what another scope holds.
 """
 
-from collections import deque
 from collections.abc import Iterable
 from typing import Final, Literal
 
@@ -28,20 +27,32 @@ class Recall:
 
     def __init__(self) -> None:
         self._departed: cachetools.LRUCache[bytes, Departure] = cachetools.LRUCache(MAX_DEPARTED)
-        self._shapes: cachetools.LRUCache[Place, deque[bytes]] = cachetools.LRUCache(MAX_PLACES)
+        # The canonical forms of a place by entry key, the latest last.
+        self._shapes: cachetools.LRUCache[Place, dict[bytes, bytes]] = cachetools.LRUCache(
+            MAX_PLACES
+        )
+        self._places: cachetools.LRUCache[bytes, Place] = cachetools.LRUCache(
+            MAX_PLACES * SHAPES_PER_PLACE
+        )
 
     def left(self, keys: Iterable[bytes], why: Departure) -> None:
-        """These keys are no longer in the store."""
+        """These keys are no longer in the store; what they were asked with is forgotten."""
         for key in keys:
             self._departed[key] = why
+            if (place := self._places.pop(key, None)) is not None:
+                self._shapes.get(place, {}).pop(key, None)
 
     def stored(self, plan: Plan) -> None:
         """An answer to this plan is in the store now."""
         self._departed.pop(plan.key, None)
         if len(plan.canonical) <= MAX_SHAPE_BYTES:
-            shapes = self._shapes.setdefault(_place(plan), deque(maxlen=SHAPES_PER_PLACE))
-            if plan.canonical not in shapes:
-                shapes.append(plan.canonical)
+            place = _place(plan)
+            shapes = self._shapes.setdefault(place, {})
+            shapes.pop(plan.key, None)
+            shapes[plan.key] = plan.canonical
+            self._places[plan.key] = place
+            if len(shapes) > SHAPES_PER_PLACE:
+                del shapes[next(iter(shapes))]
 
     def departure(self, key: bytes) -> Departure | None:
         """Why this key left, if it was here and is still remembered."""
@@ -49,12 +60,12 @@ class Recall:
 
     def any_other(self, plan: Plan) -> bytes | None:
         """Some other stored request of the same place: cheap, and enough to name the reason."""
-        shapes = self._shapes.get(_place(plan), ())
+        shapes = self._shapes.get(_place(plan), {}).values()
         return next((shape for shape in shapes if shape != plan.canonical), None)
 
     def nearest(self, plan: Plan) -> bytes | None:
         """The stored request of the same place that agrees longest with this one from its start."""
-        shapes = self._shapes.get(_place(plan), ())
+        shapes = self._shapes.get(_place(plan), {}).values()
         others = [shape for shape in shapes if shape != plan.canonical]
         return max(others, key=lambda shape: _common(shape, plan.canonical), default=None)
 
