@@ -211,12 +211,13 @@ def _get(url: str, path: str, api_key: str | None) -> Any:
 
 def _table(counted: Mapping[str, Any]) -> "Table":
     """The counters as a table: the total, then each level, tier, model and tenant."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="kvgate cache", title_justify="left")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption="tokens, seconds and money: saved")
     table.add_column("", no_wrap=True)
     for name in COUNTED:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(name.removesuffix("_saved").replace("_", " "), justify="right")
     table.add_row(_plain(counted.get("tenant", "all")), *_cells(counted), style="bold")
     for group in GROUPS:
         rows = counted.get(group) or {}

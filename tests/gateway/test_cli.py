@@ -218,17 +218,15 @@ def answering() -> Iterator[Callable[[int, bytes], tuple[str, list[Any]]]]:
 
 
 def test_stats_are_a_table(answering: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     url, asked = answering(200, json.dumps(STATS).encode())
     done = invoke("stats", "--url", url + "/", "--api-key", GOOD_KEY)
     assert done.exit_code == 0, done.output
     assert asked == [("/v1/cache/stats", f"Bearer {GOOD_KEY}")]
-    rows = [re.split(r"\s*[│┃]\s*", line.strip("│┃ ")) for line in done.stdout.splitlines()]
-    numbers = ["1,234", "617", "50.0%", "99", "12.3", "0.5000"]
-    assert ["all", *numbers] in rows
-    assert ["level response", *numbers] in rows
-    assert ["tier hot", *numbers] in rows
-    assert ["model [red]m\\x1b[2J", *numbers] in rows
+    rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    numbers = "1,234 617 50.0% 99 12.3 0.5000"
+    for name in ("all", "level response", "tier hot", "model [red]m\\x1b[2J"):
+        assert f"{name} {numbers}" in rows
     assert "\x1b" not in done.stdout
 
 
