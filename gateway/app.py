@@ -31,7 +31,7 @@ from gateway.routes.cache import Cache
 from gateway.routes.completions import Completions
 from gateway.routes.models import Models
 from gateway.routes.ops import Ops
-from gateway.routes.shape import Handler, guarded, json_response, request_id_of
+from gateway.routes.shape import guarded, json_response
 from gateway.store.memory import MemoryStore
 from gateway.store.tiers import Tiers
 
@@ -190,29 +190,33 @@ def _route(
     router.add_get("/healthz", guarded(ops.healthz))
     router.add_get("/readyz", guarded(ops.readyz))
     router.add_get("/metrics", guarded(ops.metrics))
-    app.middlewares.append(_openai_errors)
+    # A route and not a middleware: only requests that need it pass through it.
+    router.add_route("*", "/{unknown:.*}", guarded(_unknown))
 
 
-@web.middleware
-async def _openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """404 and 405 of the router in OpenAI's shape."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        message = f"{request.method} {request.path[:200]!r}: {error.reason}."
-        if request.path.endswith("/"):
-            message += " Try it without the slash at the end."
-        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status, "http_error")
-        response = json_response(
-            error_body(status=error.status, code=code, message=message, param=None),
-            status=error.status,
-            **{"X-Request-ID": request_id_of(request)},
-        )
-        if allow := error.headers.get("Allow"):
-            response.headers["Allow"] = allow
-        return response
+async def _unknown(request: web.Request) -> web.StreamResponse:
+    """Where no route leads: 404, or 405 for a path that is there for other methods."""
+    others = {
+        route.method
+        for route in request.app.router.routes()
+        if route.resource is not None and _leads_to(route.resource, request.rel_url.raw_path)
+    } - {"*"}
+    message = f"{request.method} {request.path[:200]!r} is not a route of this server."
+    if request.path.endswith("/"):
+        message += " Try it without the slash at the end."
+    code, status = ("method_not_allowed", 405) if others else ("unknown_url", 404)
+    response = json_response(
+        error_body(status=status, code=code, message=message, param=None), status=status
+    )
+    if others:
+        response.headers["Allow"] = ", ".join(sorted(others))
+    return response
+
+
+def _leads_to(resource: web.AbstractResource, path: str) -> bool:
+    pattern = resource.get_info().get("pattern")
+    plain = resource.get_info().get("path")
+    return bool(pattern.fullmatch(path)) if pattern else plain == path
 
 
 def _unready(gateway: Gateway) -> Mapping[str, str]:

@@ -72,17 +72,22 @@ class Statistics:
     store_errors: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Visit:
-    """An answered call: the answer took ``seconds`` now, and ``cost_s`` to compute once."""
+    """One request on its way; its handler fills it in.
+
+    The answer took ``seconds`` now, and ``cost_s`` to compute once. ``outcome`` stays ``None``
+    when there was no answer.
+    """
 
     request_id: str
     endpoint: str
-    plan: Plan
-    outcome: Outcome
-    seconds: float
-    cost_s: float
-    stream: bool
+    began_s: float
+    plan: Plan | None = None
+    outcome: Outcome | None = None
+    seconds: float = 0.0
+    cost_s: float = 0.0
+    stream: bool = False
 
 
 class Journal:
@@ -96,7 +101,7 @@ class Journal:
         self._unsettled: list[Visit] = []
 
     def note(self, visit: Visit) -> None:
-        """A call was answered."""
+        """A call was answered: the visit has its plan and its outcome."""
         self._unsettled.append(visit)
         if len(self._unsettled) == 1:
             asyncio.get_running_loop().call_later(SETTLE_AFTER_S, self.settle)
@@ -106,10 +111,14 @@ class Journal:
     def settle(self) -> None:
         """Count and log what was noted."""
         visits, self._unsettled = self._unsettled, []
+        lines = []
         for visit in visits:
-            self._count(visit.plan, visit.outcome, visit.cost_s)
-            self.metrics.note(visit.plan, visit.endpoint, visit.outcome, visit.seconds)
-        self._log.write([_line(visit) for visit in visits])
+            plan, outcome = visit.plan, visit.outcome
+            if plan is not None and outcome is not None:
+                self._count(plan, outcome, visit.cost_s)
+                self.metrics.note(plan, visit.endpoint, outcome, visit.seconds)
+                lines.append(_line(visit, plan, outcome))
+        self._log.write(lines)
 
     def refused(
         self, *, request_id: str, endpoint: str, status: int, code: str, seconds: float
@@ -170,8 +179,7 @@ def _tally(group: dict[str, Tally], name: str) -> Tally:
     return tally
 
 
-def _line(visit: Visit) -> dict[str, Any]:
-    plan, outcome = visit.plan, visit.outcome
+def _line(visit: Visit, plan: Plan, outcome: Outcome) -> dict[str, Any]:
     return {
         "event": "request",
         "id": visit.request_id,

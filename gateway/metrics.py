@@ -72,6 +72,7 @@ class Metrics:
             registry=self.registry,
         )
         self._flights = Gauge("kvgate_flights", "Flights in the air.", registry=self.registry)
+        self._saved = self._tokens.labels("saved")
         self._levels: dict[tuple[str, ...], Counter] = {}
         self._timers = {
             level: self._seconds.labels(level)
@@ -93,7 +94,7 @@ class Metrics:
         counter.inc()
         self._timers[outcome.level].observe(seconds)
         if outcome.tokens_saved:
-            self._tokens.labels("saved").inc(outcome.tokens_saved)
+            self._saved.inc(outcome.tokens_saved)
         if outcome.level in {"prefix", "none"}:
             self._tokens.labels("reused").inc(outcome.hit_tokens)
             self._tokens.labels("computed").inc(outcome.miss_tokens)

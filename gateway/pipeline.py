@@ -55,14 +55,6 @@ class Flown:
 Answer = Kept | Flown
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What the look-up brought: the entry, if any, and whether the store failed."""
-
-    entry: Entry | None = None
-    failed: bool = False
-
-
 class Pipeline:
     """The driver. Clock (unix seconds) and dice (``[0, 1)``) are arguments."""
 
@@ -91,9 +83,15 @@ class Pipeline:
             BackendFault: the backend failed before its first piece and nothing stale helps.
         """
         now = self._now()
-        found = await self._look_up(plan, now) if plan.may_read else _Found()
+        entry: Entry | None = None
+        store_failed = False
+        if plan.may_read:
+            try:
+                entry = await self._store.get(plan.key, now=now, likely=plan.tier)
+            except StoreError:
+                store_failed = True
         verdict: Fresh | Stale | Expired | None = None
-        if (entry := found.entry) is not None:
+        if entry is not None:
             verdict = judge(entry.meta, plan, now, self._draw(), beta=self._rules.refresh_beta)
             match verdict:
                 case Fresh():
@@ -113,19 +111,12 @@ class Pipeline:
                 code="only_if_cached",
                 status=504,
             )
-        missed = await self._missed(plan, found)
+        missed = await self._missed(plan, expired=entry is not None, store_failed=store_failed)
         last_resort = _kept(entry, plan, verdict) if entry and isinstance(verdict, Stale) else None
         return await self._fly(call, plan, backend, missed, last_resort)
 
-    async def _look_up(self, plan: Plan, now: float) -> _Found:
-        try:
-            return _Found(await self._store.get(plan.key, now=now))
-        except StoreError:
-            return _Found(failed=True)
-
-    async def _missed(self, plan: Plan, found: _Found) -> Outcome:
+    async def _missed(self, plan: Plan, *, expired: bool, store_failed: bool) -> Outcome:
         """The outcome so far of a call that needs a backend, and why it does."""
-        expired = found.entry is not None
         nearest = self._recall.nearest(plan) if plan.debug else self._recall.any_other(plan)
         return Outcome(
             key=plan.public_key,
@@ -140,8 +131,8 @@ class Pipeline:
                 other_scope=plan.debug and await self._in_other_scope(plan),
             ),
             difference=difference(nearest, plan.canonical) if plan.debug and nearest else None,
-            store_error=found.failed,
-            detail="store-error" if found.failed else None,
+            store_error=store_failed,
+            detail="store-error" if store_failed else None,
             debug=debug_line(plan) if plan.debug else None,
         )
 

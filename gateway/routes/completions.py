@@ -55,17 +55,6 @@ class Asked:
     backend: Backend
 
 
-@dataclass(slots=True)
-class _Way:
-    """One request on its way, for the journal."""
-
-    request_id: str
-    endpoint: Endpoint
-    began_s: float
-    outcome: Outcome | None = None
-    cost_s: float = 0.0
-
-
 class Completions:
     """The handlers of the model calls. ``clock`` is monotonic, ``now`` unix time, in seconds."""
 
@@ -100,43 +89,35 @@ class Completions:
         return handle
 
     async def _handle(self, request: web.Request, endpoint: Endpoint) -> web.StreamResponse:
-        way = _Way(request_id_of(request), endpoint, self._clock())
+        visit = Visit(request_id_of(request), endpoint, self._clock())
         try:
             asked = self._understand(request, endpoint, await body_of(request))
+            visit.plan, visit.stream = asked.plan, asked.call.stream
             answer = await self._pipeline.answer(asked.call, asked.plan, asked.backend)
             response: web.StreamResponse
             match answer:
                 case Kept():
-                    response = self._from_store(asked, answer, way)
+                    response = self._from_store(asked, answer, visit)
                 case Flown():
                     async with answer.reader:
                         if asked.call.stream:
-                            response = await self._stream(request, asked, answer, way)
+                            response = await self._stream(request, asked, answer, visit)
                         else:
-                            response = await self._plain(asked, answer, way)
+                            response = await self._plain(asked, answer, visit)
                 case _:
                     assert_never(answer)
         except (asyncio.CancelledError, ConnectionError):
             self._journal.left(
-                request_id=way.request_id,
+                request_id=visit.request_id,
                 endpoint=endpoint,
-                seconds=self._clock() - way.began_s,
+                seconds=self._clock() - visit.began_s,
             )
             raise
         except Exception as error:  # noqa: BLE001 - the border: everything becomes an answer here
-            return self._refuse(as_gateway_error(_of_flight(error), way.request_id), way)
-        if way.outcome is not None:
-            self._journal.note(
-                Visit(
-                    request_id=way.request_id,
-                    endpoint=endpoint,
-                    plan=asked.plan,
-                    outcome=way.outcome,
-                    seconds=self._clock() - way.began_s,
-                    cost_s=way.cost_s,
-                    stream=asked.call.stream,
-                )
-            )
+            return self._refuse(as_gateway_error(_of_flight(error), visit.request_id), visit)
+        if visit.outcome is not None:
+            visit.seconds = self._clock() - visit.began_s
+            self._journal.note(visit)
         return response
 
     def _understand(self, request: web.Request, endpoint: Endpoint, raw: bytes) -> Asked:
@@ -167,11 +148,11 @@ class Completions:
             self._memo[memo_key] = asked
         return asked
 
-    def _from_store(self, asked: Asked, kept: Kept, way: _Way) -> web.Response:
+    def _from_store(self, asked: Asked, kept: Kept, visit: Visit) -> web.Response:
         """A stored answer: the original's content under a new id."""
         outcome = kept.outcome
-        way.outcome, way.cost_s = outcome, kept.entry.meta.cost_s
-        head = self._head(asked.plan, outcome, way)
+        visit.outcome, visit.cost_s = outcome, kept.entry.meta.cost_s
+        head = self._head(asked.plan, outcome, visit)
         if outcome.level == "negative":
             return web.Response(
                 body=kept.entry.body,
@@ -193,7 +174,7 @@ class Completions:
             )
         return web.Response(body=body, headers=head, content_type="application/json")
 
-    async def _plain(self, asked: Asked, flown: Flown, way: _Way) -> web.Response:
+    async def _plain(self, asked: Asked, flown: Flown, visit: Visit) -> web.Response:
         """The fold over the pieces. Raises: GatewayError when the work failed."""
         parts: list[Chunk | Whole] = []
         outcome = flown.outcome
@@ -213,40 +194,40 @@ class Completions:
         body = orjson.dumps(headers.annotated(fold(parts), outcome))
         if len(body) > self._rules.limits.max_entry_bytes:
             outcome = replace(outcome, stored=False, ttl_left_s=None)
-        way.outcome = outcome
+        visit.outcome = outcome
         return web.Response(
             body=body,
-            headers={**flown.opening.headers, **self._head(asked.plan, outcome, way)},
+            headers={**flown.opening.headers, **self._head(asked.plan, outcome, visit)},
             content_type="application/json",
         )
 
     async def _stream(
-        self, request: web.Request, asked: Asked, flown: Flown, way: _Way
+        self, request: web.Request, asked: Asked, flown: Flown, visit: Visit
     ) -> web.StreamResponse:
         """The pieces as they come. After the first byte an error is an event without DONE."""
         response = web.StreamResponse(
             headers={
                 **flown.opening.headers,
-                **self._head(asked.plan, flown.outcome, way),
+                **self._head(asked.plan, flown.outcome, visit),
                 **_STREAM_HEADERS,
             }
         )
         await response.prepare(request)
-        way.outcome = flown.outcome
+        visit.outcome = flown.outcome
         try:
-            async for data in self._events(asked, flown, way):
+            async for data in self._events(asked, flown, visit):
                 await response.write(data)
         except ConnectionError:
             raise
         except Exception as defect:  # noqa: BLE001 - the headers are out: an event must say it
-            error = as_gateway_error(_of_flight(defect), way.request_id)
-            way.outcome = None
-            self._note_refusal(error, way)
+            error = as_gateway_error(_of_flight(defect), visit.request_id)
+            visit.outcome = None
+            self._note_refusal(error, visit)
             await response.write(sse.encode(error.body()))
         await response.write_eof()
         return response
 
-    async def _events(self, asked: Asked, flown: Flown, way: _Way) -> AsyncIterator[bytes]:
+    async def _events(self, asked: Asked, flown: Flown, visit: Visit) -> AsyncIterator[bytes]:
         """SSE bytes of a flight. Raises: GatewayError when the work failed."""
         outcome = flown.outcome
         async for piece in flown.reader:
@@ -261,7 +242,7 @@ class Completions:
                         if shown is not None:
                             yield sse.encode(shown)
                 case Completed(usage=usage):
-                    way.outcome = with_usage(outcome, usage)
+                    visit.outcome = with_usage(outcome, usage)
                     yield sse.DONE
                     return
                 case Failed():
@@ -271,24 +252,24 @@ class Completions:
                 case _:
                     assert_never(piece)
 
-    def _head(self, plan: Plan, outcome: Outcome, way: _Way) -> dict[str, str]:
+    def _head(self, plan: Plan, outcome: Outcome, visit: Visit) -> dict[str, str]:
         head = headers.render(plan, outcome)
-        head["X-Request-ID"] = way.request_id
-        head["X-Response-Time"] = f"{(self._clock() - way.began_s) * 1000:.1f}ms"
+        head["X-Request-ID"] = visit.request_id
+        head["X-Response-Time"] = f"{(self._clock() - visit.began_s) * 1000:.1f}ms"
         return head
 
-    def _refuse(self, error: GatewayError, way: _Way) -> web.Response:
-        self._note_refusal(error, way)
-        elapsed_ms = (self._clock() - way.began_s) * 1000
-        return error_response(error, way.request_id, **{"X-Response-Time": f"{elapsed_ms:.1f}ms"})
+    def _refuse(self, error: GatewayError, visit: Visit) -> web.Response:
+        self._note_refusal(error, visit)
+        elapsed_ms = (self._clock() - visit.began_s) * 1000
+        return error_response(error, visit.request_id, **{"X-Response-Time": f"{elapsed_ms:.1f}ms"})
 
-    def _note_refusal(self, error: GatewayError, way: _Way) -> None:
+    def _note_refusal(self, error: GatewayError, visit: Visit) -> None:
         self._journal.refused(
-            request_id=way.request_id,
-            endpoint=way.endpoint,
+            request_id=visit.request_id,
+            endpoint=visit.endpoint,
             status=error.status,
             code=error.code,
-            seconds=self._clock() - way.began_s,
+            seconds=self._clock() - visit.began_s,
         )
 
 

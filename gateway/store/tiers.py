@@ -17,10 +17,13 @@ class Tiers:
     def __init__(self, stores: Mapping[TierName, Store]) -> None:
         self._stores = stores
 
-    async def get(self, key: bytes, *, now: float) -> Entry | None:
-        """The entry from the hottest tier that has it. Raises: StoreError."""
-        for store in self._stores.values():
-            if (entry := await store.get(key, now=now)) is not None:
+    async def get(self, key: bytes, *, now: float, likely: TierName | None = None) -> Entry | None:
+        """The entry from the tier that has it; ``likely`` is asked first. Raises: StoreError."""
+        entry = await self._stores[likely].get(key, now=now) if likely is not None else None
+        if entry is not None:
+            return entry
+        for tier, store in self._stores.items():
+            if tier != likely and (entry := await store.get(key, now=now)) is not None:
                 return entry
         return None
 
