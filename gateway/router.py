@@ -1,7 +1,8 @@
 """Which backend computes a call: by model name, for now.
 
-A name is looked up as an alias first, then among the served models, then with the backend
-that takes any name (``*``). ``default`` stands for the first model served.
+A name is looked up among the served models first, then as an alias of one; what is left goes
+to the backend that takes any name (``*``), under the last alias it stands for. ``default``
+stands for the first model served.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,8 @@ class Router:
                 break
             name = self._aliases[name]
         if self._any is not None:
-            return Target(self._any, model)
+            # There `default` means nothing: better the name that the client knows.
+            return Target(self._any, model if name == DEFAULT_MODEL else name)
         raise ClientFault(
             f"The model {_shown(model)} does not exist here.",
             code="model_not_found",
