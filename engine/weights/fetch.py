@@ -221,7 +221,8 @@ def _download(url: str, part: Path, source: Source, advance: Callable[[int], Non
 
 def _append(url: str, file: BinaryIO, wanted: int, advance: Callable[[int], None]) -> str | None:
     """One request for `[file's end, wanted)`. Returns what went wrong, if anything did."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={file.tell()}-"})  # noqa: S310
+    wish = {"Range": f"bytes={file.tell()}-"}
+    request = urllib.request.Request(url, headers=wish)  # noqa: S310 - pip's address, https
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:  # noqa: S310 - pip's https
             if answer.status == 200:
