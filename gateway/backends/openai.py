@@ -6,16 +6,18 @@ asked for, so that a plain answer comes back byte for byte as the server made it
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal
 
 import aiohttp
 import orjson
 
 from gateway.backends.base import Forwarded
-from gateway.chunks import Chunk, Json, Opening, Piece, Whole
+from gateway.chunks import Chunk, Json, Opening, Piece, Whole, well_formed
 from gateway.errors import BackendFault, ClientFault, GatewayError, to_failed
 from gateway.sse import EventTooLarge, Parser
 from policies.call import Call
@@ -88,14 +90,16 @@ class OpenAIBackend:
                     raise await _refusal(self.name, response)
                 yield _opening(response.headers)
                 if response.content_type == "text/event-stream":
-                    async for data in _events(response.content):
+                    async for data in _events(self.name, response.content):
                         progress.see(data)
                         yield Chunk(data)
                     progress.check(self.name)
                 else:
-                    whole = _json_object(self.name, await response.read())
+                    whole = _answer_of(self.name, await response.read())
                     progress.see(whole)
                     yield Whole(whole)
+                yield Completed(usage=progress.usage, duration_s=self._clock() - began_s)
+                await _drain(response.content)
         except asyncio.CancelledError:
             raise
         except GatewayError as error:
@@ -105,8 +109,6 @@ class OpenAIBackend:
         except _NETWORK_ERRORS as error:
             code = "backend_cut" if progress.chunks else "backend_unreachable"
             yield _failed(self.name, 502, code, _network_message(error))
-        else:
-            yield Completed(usage=progress.usage, duration_s=self._clock() - began_s)
 
     def _body(self, call: Call, plan: Plan) -> Json:
         body = {**call.body, "model": plan.model}
@@ -183,12 +185,13 @@ class OpenAIBackend:
 class _Progress:
     """What has been seen of an answer, to know at its end whether it is all there."""
 
-    __slots__ = ("chunks", "open_choices", "usage")
+    __slots__ = ("chunks", "ended_choices", "open_choices", "usage")
 
     def __init__(self) -> None:
         self.chunks = 0
         self.usage = Usage()
         self.open_choices: set[int] = set()
+        self.ended_choices: set[int] = set()
 
     def see(self, data: Json) -> None:
         self.chunks += 1
@@ -196,13 +199,14 @@ class _Progress:
             index = choice.get("index", 0)
             if choice.get("finish_reason"):
                 self.open_choices.discard(index)
-            else:
+                self.ended_choices.add(index)
+            elif index not in self.ended_choices:
                 self.open_choices.add(index)
         if isinstance(usage := data.get("usage"), dict):
             self.usage = usage_of(usage)
 
     def check(self, name: str) -> None:
-        if self.chunks == 0 or self.open_choices:
+        if self.open_choices or not self.ended_choices:
             raise BackendFault(f"{name} ended its stream too early", code="backend_cut")
 
 
@@ -233,34 +237,45 @@ def _opening(headers: Mapping[str, str]) -> Opening:
     )
 
 
-async def _events(content: aiohttp.StreamReader) -> AsyncIterator[Json]:
+async def _events(name: str, content: aiohttp.StreamReader) -> AsyncIterator[Json]:
     """The stream's JSON events up to ``[DONE]``. Raises BackendFault on an error event or a cut."""
     parser = Parser()
     async for received in content.iter_any():
         for event in parser.feed(received):
             if event.data == b"[DONE]":
-                await _drain(content)
                 return
-            data = _json_object("the backend", event.data)
-            if (error := data.get("error")) is not None:
-                raise _stream_error(error)
-            yield data
-    raise BackendFault("the backend's stream broke off", code="backend_cut")
+            yield _answer_of(name, event.data)
+    raise BackendFault(f"{name} ended its stream too early", code="backend_cut")
 
 
 async def _drain(content: aiohttp.StreamReader) -> None:
-    """Read to the end, so that the connection can serve again; what comes is of no interest."""
+    """Read to the end, so that the connection can serve again; what comes is of no interest.
+
+    The readers have their answer by now: a server that keeps the line open holds up nobody.
+    """
     with suppress(TimeoutError, *_NETWORK_ERRORS):
         async with asyncio.timeout(1.0):
             await content.read()
 
 
-def _stream_error(error: Any) -> BackendFault:
+def _answer_of(name: str, raw: bytes) -> Json:
+    """A whole answer or an event of a stream. Raises: BackendFault for an error, or nonsense."""
+    data = _json_object(name, raw)
+    if (error := data.get("error")) is not None:
+        raise _late_error(name, error)
+    if not well_formed(data):
+        raise BackendFault(f"{name} sent no OpenAI answer", code="backend_bad_answer")
+    return data
+
+
+def _late_error(name: str, error: Any) -> BackendFault:
+    """An error that came under status 200: in a stream, or in place of the answer."""
     detail = error if isinstance(error, dict) else {"message": str(error)}
+    complete = {"type": "server_error", "param": None, "code": None, **detail}
     return BackendFault(
-        str(detail.get("message") or "the backend failed"),
+        str(detail.get("message") or f"{name} failed"),
         code=str(detail.get("code") or "backend_error"),
-        body={"error": error},
+        body={"error": complete} if isinstance(detail.get("message"), str) else None,
     )
 
 
@@ -283,16 +298,34 @@ async def _refusal(name: str, response: aiohttp.ClientResponse) -> GatewayError:
         code=str((detail or {}).get("code") or "backend_error") if own else "backend_refused",
         status=status,
         param=detail.get("param") if own and isinstance(detail, dict) else None,
-        retry_after_s=_seconds(response.headers.get("Retry-After")),
+        retry_after_s=_retry_after_s(response.headers),
         body=body if own else None,
     )
 
 
-def _seconds(value: str | None) -> float | None:
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """When to come back: in milliseconds (OpenAI's own), in seconds, or as a date (RFC 9110)."""
+    if (wait_ms := _number(headers.get("Retry-After-Ms"))) is not None:
+        return wait_ms / 1000
+    said = headers.get("Retry-After")
+    if said is None:
+        return None
+    if (wait_s := _number(said)) is not None:
+        return wait_s
     try:
-        return max(0.0, float(value)) if value else None
+        then, now = (parsedate_to_datetime(text) for text in (said, headers.get("Date", "")))
+        return max(0.0, (then - now).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def _number(text: str | None) -> float | None:
+    """``text`` as a number of 0 or more; ``None`` if it is none, or not a finite one."""
+    try:
+        number = float(text or "")
     except ValueError:
         return None
+    return max(0.0, number) if math.isfinite(number) else None
 
 
 def _json_object(name: str, raw: bytes) -> Json:

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from gateway.auth import Authenticator
 from gateway.backends.base import Backend
-from gateway.errors import ClientFault, GatewayError
+from gateway.errors import BackendFault, ClientFault, GatewayError
 from gateway.router import Router
 from gateway.routes.shape import body_of, json_response
 
@@ -60,6 +60,9 @@ class Models:
     async def _pass_on(self, request: web.Request, backend: Backend) -> web.StreamResponse:
         path = request.raw_path.removeprefix("/v1")
         answer = await backend.forward(request.method, path, await body_of(request))
+        if answer.status in {401, 403}:
+            # The operator's key was refused, and the answer may quote it.
+            raise BackendFault(f"{backend.name} refused the request", code="backend_refused")
         return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
     def _name_of(self, alias: str) -> str | None:
