@@ -33,6 +33,9 @@ _log = logging.getLogger("engine")
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and return the exit code."""
+    # before torch is loaded. Its OpenMP threads else spin while they wait for each other: on a machine
+    # that does anything beside, steps then take up to twenty times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(given):
         sys.stdout.write(usage() + "\n")

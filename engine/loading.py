@@ -14,7 +14,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.errors import ConfigError, ModelLoadError
+from engine.errors import ConfigError
 from engine.kv.blocks import BlockPool
 from engine.kv.cache import KvCache
 from engine.kv.layout import KvLayout
@@ -72,6 +72,7 @@ def make_service(
         also_named=[config.model],
         fingerprint=loaded.fingerprint,
         wall_clock=wall_clock,
+        vocabulary=loaded.config.vocab,
         facts={
             "device": device.type,
             "dtype": str(dtype).removeprefix("torch."),
@@ -121,6 +122,3 @@ def _name_of(model: str) -> str:
     if model.endswith(".gguf"):
         return path.stem
     return path.name or model
-
-
-

@@ -144,6 +144,7 @@ class Service:
         model: str,
         fingerprint: str,
         wall_clock: Callable[[], float],
+        vocabulary: int | None = None,
         also_named: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
     ) -> None:
@@ -152,13 +153,11 @@ class Service:
         self.model = model
         self.fingerprint = fingerprint
         self.facts = dict(facts or {})
+        # a tokenizer may know more tokens than the model has rows for
+        self.vocabulary = min(text.vocab, vocabulary or text.vocab)
         self._wall_clock = wall_clock
         self.created = int(wall_clock())
         self._names = {model, "default", *also_named}
-
-    @property
-    def vocabulary(self) -> int:
-        return self.text.vocab
 
     def check_model(self, name: str | None) -> None:
         """Raises `UnknownModelError` for a model that is not this one; naming none is fine."""
