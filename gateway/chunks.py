@@ -86,10 +86,13 @@ def fold(parts: Iterable[Chunk | Whole]) -> Json:
 
 
 def finished(body: Json) -> bool:
-    """Whether every choice says how it ended: ``[DONE]`` alone is no proof of that."""
+    """Whether every choice says how it ended: ``[DONE]`` alone is no proof of that.
+
+    Embeddings have no choices; there the data must be there.
+    """
     choices = body.get("choices")
     if choices is None:
-        return True
+        return bool(body.get("data"))
     return bool(choices) and all(choice.get("finish_reason") for choice in choices)
 
 

@@ -11,11 +11,14 @@ error reaches all readers and leaves the key free.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from gateway.chunks import Chunk, Opening, Piece, Whole
 
 Work = Callable[[], AsyncGenerator[Piece, None]]
+
+MAX_LANDED: Final = 1024
+"""Landings remembered: more than happen while one look-up is on its way."""
 
 
 class Tasks:
@@ -160,11 +163,20 @@ class Flights:
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
         self._by_key: dict[bytes, Flight] = {}
+        self._landed: dict[bytes, int] = {}  # the latest ones, with their place in the order
+        self.landings = 0
 
     def find(self, key: bytes) -> Flight | None:
         """The flight for this key, if one is in the air and not being given up."""
         flight = self._by_key.get(key)
         return None if flight is None or flight.abandoned else flight
+
+    def landed_since(self, key: bytes, mark: int) -> bool:
+        """Whether a flight for ``key`` has landed since ``landings`` was ``mark``.
+
+        Who found nothing in the store meanwhile should look again: it may be there now.
+        """
+        return self._landed.get(key, 0) > mark
 
     def start(self, key: bytes | None, work: Work, *, finish_alone: bool = False) -> Flight:
         """Start ``work``. With a key others may find it until it has ended.
@@ -182,12 +194,21 @@ class Flights:
                 flight.error = FlightCancelled() if task.cancelled() else FlightBroken()
             flight.ended = True
             flight.wake()
-            if key is not None and self._by_key.get(key) is flight:
-                del self._by_key[key]
+            if key is not None:
+                self._note_landing(key)
+                if self._by_key.get(key) is flight:
+                    del self._by_key[key]
 
         flight.task = self._tasks.start(flight.run(work), name="flight")
         flight.task.add_done_callback(landed)
         return flight
+
+    def _note_landing(self, key: bytes) -> None:
+        self.landings += 1
+        self._landed.pop(key, None)
+        self._landed[key] = self.landings
+        if len(self._landed) > MAX_LANDED:
+            del self._landed[next(iter(self._landed))]
 
     def __len__(self) -> int:
         return len(self._by_key)

@@ -18,7 +18,7 @@ from typing import assert_never
 import orjson
 
 from gateway.backends.base import Backend
-from gateway.chunks import Chunk, Opening, Piece, Whole, fold
+from gateway.chunks import Chunk, Opening, Piece, Whole, finished, fold
 from gateway.errors import ClientFault, from_failed
 from gateway.flights import Flights, Reader
 from gateway.headers import replayable
@@ -85,6 +85,7 @@ class Pipeline:
         now = self._now()
         entry: Entry | None = None
         store_failed = False
+        mark = self._flights.landings
         if plan.may_read:
             try:
                 entry = await self._store.get(plan.key, now=now, likely=plan.tier)
@@ -112,6 +113,8 @@ class Pipeline:
                 status=504,
             )
         missed = await self._missed(plan, expired=entry is not None, store_failed=store_failed)
+        if plan.may_read and not store_failed and self._flights.landed_since(plan.key, mark):
+            return await self.answer(call, plan, backend)
         last_resort = _kept(entry, plan, verdict) if entry and isinstance(verdict, Stale) else None
         return await self._fly(call, plan, backend, missed, last_resort)
 
@@ -179,6 +182,7 @@ class Pipeline:
                     return last_resort
                 raise from_failed(first)
             case _:
+                reader.close()
                 raise AssertionError(f"{backend.name} opened with {type(first).__name__}")
 
     def _renew(self, call: Call, plan: Plan, backend: Backend) -> None:
@@ -208,7 +212,10 @@ class Pipeline:
         if isinstance(ending, Failed):
             body = orjson.dumps(from_failed(ending).body())
         else:
-            body = replayable(fold(parts))
+            answer = fold(parts)
+            if not finished(answer):
+                return
+            body = replayable(answer)
         verdict = admit(plan, ending, size_bytes=len(body), rules=self._rules, draw=self._draw())
         match verdict:
             case Refuse():

@@ -289,7 +289,9 @@ def test_padding_against_packet_analysis_is_never_repeated() -> None:
         ({"choices": [{"finish_reason": "stop"}, {"finish_reason": None}]}, False),
         ({"choices": [{"index": 0}]}, False),
         ({"choices": []}, False),
-        ({"data": []}, True),  # embeddings have no choices
+        ({"data": [{"embedding": [0.5]}]}, True),
+        ({"data": []}, False),
+        ({}, False),
     ],
 )
 def test_an_answer_is_finished_when_every_choice_says_how_it_ended(

@@ -259,6 +259,16 @@ async def test_a_reader_of_work_that_was_stopped_from_outside_is_told() -> None:
     assert (len(tasks), len(air)) == (0, 0)
 
 
+async def test_it_is_known_what_landed_lately(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.flights.MAX_LANDED", 2)
+    air = flights()
+    mark = air.landings
+    for key in (b"a", b"b", b"a", b"c"):
+        await landed(air.start(key, Worked(*PIECES), finish_alone=True))
+    assert [air.landed_since(key, mark) for key in (b"a", b"b", b"c")] == [True, False, True]
+    assert not air.landed_since(b"c", air.landings)
+
+
 async def test_the_state_can_be_read_off() -> None:
     air = flights()
     flight = air.start(KEY, Worked(*PIECES))
