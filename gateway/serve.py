@@ -17,6 +17,7 @@ from gateway.app import GATEWAY, KEEPALIVE_S, build
 from gateway.config import Config
 
 BACKLOG: Final = 1024
+INTERRUPTED: Final = 130  # as shells report a second Ctrl-C
 _log = structlog.get_logger("kvgate")
 
 
@@ -30,8 +31,8 @@ def serve(config: Config) -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(config, listener))
-    except KeyboardInterrupt:
-        return 130
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return INTERRUPTED
     finally:
         listener.close()
 
