@@ -19,6 +19,15 @@ from engine.errors import ModelLoadError, RequestError
 
 _MAX_TEMPLATE_CHARS = 1 << 20
 _SPARE_CHARS = 1 << 20  # what a template may add to the messages it was given, beyond doubling them
+# what a template's own operations raise when a message is not as it expects
+_TEMPLATE_TRIPS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
 _ROLES = {"developer": "system"}  # OpenAI's newer word; no template knows it
 
 
@@ -83,7 +92,7 @@ class ChatTemplate:
             raise RequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
-        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        except _TEMPLATE_TRIPS as error:
             raise RequestError(
                 f"the model's chat template cannot render these messages: {error}",
                 param="messages",

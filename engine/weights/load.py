@@ -72,7 +72,12 @@ def load(path: Path, *, device: torch.device, dtype: torch.dtype) -> LoadedModel
             files = [path]
         digest = pool.submit(_fingerprint, files, dtype)
         model = _build(source, device=device, dtype=dtype)
-        return LoadedModel(model, source.config, tokenizer.result(), digest.result())
+        words = tokenizer.result()
+        if words.vocab > source.config.vocab:
+            raise ModelLoadError(
+                f"{path}: the tokenizer has {words.vocab} tokens, the model {source.config.vocab}"
+            )
+        return LoadedModel(model, source.config, words, digest.result())
 
 
 def _build(

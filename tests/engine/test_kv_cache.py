@@ -1,0 +1,49 @@
+"""The pool's size and its reading and writing."""
+
+import pytest
+import torch
+
+from engine.kv.cache import KvCache
+from engine.kv.layout import KvLayout
+
+LAYOUT = KvLayout(layers=3, kv_heads=2, head_dim=4, block_tokens=8, itemsize=4)
+CPU = torch.device("cpu")
+
+
+def pool(blocks: int = 6) -> KvCache:
+    return KvCache(LAYOUT, blocks, device=CPU, dtype=torch.float32)
+
+
+def test_bytes_are_counted_as_they_are_held() -> None:
+    assert LAYOUT.token_bytes == 3 * 2 * 2 * 4 * 4
+    assert LAYOUT.block_bytes == 8 * LAYOUT.token_bytes
+    assert LAYOUT.blocks_in(10 * LAYOUT.block_bytes + 1) == 10
+    assert pool(6).nbytes == 6 * LAYOUT.block_bytes
+
+
+def test_smollm2_takes_23040_bytes_a_token_in_bfloat16() -> None:
+    layout = KvLayout(layers=30, kv_heads=3, head_dim=64, block_tokens=32, itemsize=2)
+    assert layout.token_bytes == 23_040
+
+
+def test_what_is_written_by_slot_is_read_by_block() -> None:
+    cache = pool()
+    rows = torch.randn(8, 4, 4)  # (T, 2*K, D)
+    cache.write(1, torch.arange(40, 48), rows)  # block 5
+    keys, values = cache.read(1, torch.tensor([0, 5, 5, 0]), 2)
+    assert keys.shape == values.shape == (2, 2, 16, 4)  # (S, K, tokens, D)
+    assert torch.equal(keys[0, :, 8:], rows[:, :2].transpose(0, 1))
+    assert torch.equal(values[1, :, :8], rows[:, 2:].transpose(0, 1))
+    assert not keys[0, :, :8].any()
+    assert not cache.data[[0, 2]].any(), "other layers"
+
+
+def test_a_pool_of_another_element_size_is_not_made() -> None:
+    with pytest.raises(AssertionError):
+        KvCache(LAYOUT, 1, device=CPU, dtype=torch.bfloat16)
+
+
+def test_its_line_for_operators() -> None:
+    assert repr(pool()) == "KvCache(6 blocks x 8 tokens, 0 MiB, float32)"
+    assert pool().device == CPU
+    assert pool().dtype == torch.float32
