@@ -3,6 +3,8 @@
 Built by the gateway's own composition root; nothing in it is replaced but time and chance.
 """
 
+import asyncio
+import io
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -76,6 +78,7 @@ class Service:
     upstream: ScriptedUpstream
     clock: Clock
     session: aiohttp.ClientSession
+    log: io.StringIO
 
     async def send(
         self,
@@ -116,11 +119,22 @@ class Service:
         async with AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0) as client:
             yield client
 
+    async def readers(self, count: int) -> None:
+        """Wait until ``count`` requests read along with flights."""
+        flights = self.gateway.flights
+        while sum(flight.readers for flight in flights._by_key.values()) != count:  # noqa: ASYNC110 - turns of the loop, not time: a flight has nothing to wait on
+            await asyncio.sleep(0)
+
     async def settled(self) -> None:
-        """Wait until no flight is in the air: what they had to store is stored."""
-        for flight in list(self.gateway.flights._by_key.values()):
-            if flight.task is not None:
-                await flight.task
+        """Wait until nothing is in the air: what had to be stored is stored, counted and logged."""
+        await asyncio.gather(*self.gateway.tasks._running, return_exceptions=True)
+        self.gateway.journal.settle()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What was logged about requests, if the log is JSON."""
+        self.gateway.journal.settle()
+        return [orjson.loads(line) for line in self.log.getvalue().splitlines()]
 
 
 @asynccontextmanager
@@ -142,8 +156,10 @@ async def serving(
             "api_key": "sk-operator-secret",
             "read_timeout": read_timeout,
         }
-        wishes = Config.model_validate({"backends": [backend], **config})
-        app = await build(wishes, now=clock.now, draw=lambda: draw)
+        server = {"log_format": "json"}
+        wishes = Config.model_validate({"backends": [backend], "server": server, **config})
+        log = io.StringIO()
+        app = await build(wishes, now=clock.now, draw=lambda: draw, log_stream=log)
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1
         )
@@ -153,6 +169,6 @@ async def serving(
             url = f"http://127.0.0.1:{runner.addresses[0][1]}"
             connector = aiohttp.TCPConnector(limit=0)
             async with aiohttp.ClientSession(connector=connector) as session:
-                yield Service(url, app[GATEWAY], running, clock, session)
+                yield Service(url, app[GATEWAY], running, clock, session, log)
         finally:
             await runner.cleanup()
