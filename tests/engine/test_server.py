@@ -417,6 +417,21 @@ async def test_a_request_larger_than_the_pool_is_refused_and_one_that_fits_alone
         assert [answer.status for answer in answers] == [200] * 4
 
 
+async def test_a_long_text_is_made_into_tokens_beside_the_loop() -> None:
+    async with scripted() as one:
+        loop_thread, seen = threading.get_ident(), []
+        encode = one.text.encode
+
+        def spy(text: str, *, add_bos: bool) -> list[int]:
+            seen.append(threading.get_ident() == loop_thread)
+            return encode(text, add_bos=add_bos)[:20]
+
+        one.text.encode = spy  # type: ignore[method-assign]
+        for content in ("short", "x" * 10_000):
+            assert (await one.post(CHAT, chat(content))).status == 200
+        assert seen == [True, False]
+
+
 async def test_a_full_queue_is_503_with_retry_after() -> None:
     async with scripted(max_waiting=2) as one:
         response = await one.post(CHAT, chat(n=3))
