@@ -41,7 +41,7 @@ from policies.rules import Rules
 _ID_PREFIX: Final[dict[Endpoint, str]] = {"chat": "chatcmpl-", "completions": "cmpl-"}
 _SPOKEN_HEADERS: Final = ("x-cache-", "authorization", "cache-control")
 MEMO_BYTES: Final = 4 * 1024 * 1024
-"""Of request bodies whose plans are remembered; a plan weighs a few times its body."""
+"""Of requests whose plans are remembered; a plan weighs a few times its request."""
 MEMO_BODY_BYTES: Final = 64 * 1024
 """Larger bodies are parsed each time."""
 
@@ -53,6 +53,7 @@ class Asked:
     call: Call
     plan: Plan
     backend: Backend
+    size_bytes: int
 
 
 class Completions:
@@ -143,7 +144,8 @@ class Completions:
         )
         target = self._router.target(call.model)
         plan = decide(call, directive, principal, self._rules, model=target.model)
-        asked = Asked(call, plan, target.backend)
+        size_bytes = len(raw) + sum(len(name) + len(value) for name, value in spoken)
+        asked = Asked(call, plan, target.backend, size_bytes)
         if plan.enabled and len(raw) <= MEMO_BODY_BYTES:
             self._memo[memo_key] = asked
         return asked
@@ -281,7 +283,7 @@ _STREAM_HEADERS: Final = {
 
 
 def _memo_size(asked: Asked) -> int:
-    return len(asked.plan.canonical) + 256
+    return asked.size_bytes + 256
 
 
 def _for_stream(data: Json, outcome: Outcome, call: Call) -> Json | None:
@@ -289,7 +291,11 @@ def _for_stream(data: Json, outcome: Outcome, call: Call) -> Json | None:
     usage = data.get("usage")
     marked = {**data, "cache_hit": outcome.hit}
     if call.include_usage:
-        marked["usage"] = headers.annotated_usage(usage) if isinstance(usage, dict) else None
+        marked["usage"] = None
+        if isinstance(usage, dict):
+            told = marked["usage"] = headers.annotated_usage(usage)
+            # The head may have left before the backend said what it reused.
+            marked["cache_hit"] = outcome.hit or bool(told.get("prompt_cache_hit_tokens"))
         return marked
     if "usage" in data:
         if usage is not None and not data.get("choices"):

@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 
 from gateway.errors import ClientFault, GatewayError, OurFault, from_request_error
+from gateway.store.base import StoreError
 from policies.call import RequestError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -37,7 +38,8 @@ async def body_of(request: web.Request) -> bytes:
     """The request's body.
 
     Raises:
-        ClientFault: 413 ``body_too_large``, 408 ``body_timeout``, 400 for a broken transfer.
+        ClientFault: 413 ``body_too_large``, 408 ``body_timeout``, 400 ``broken_body`` for one
+            that is not encoded as its headers say.
     """
     try:
         if request.content.is_eof():
@@ -49,6 +51,10 @@ async def body_of(request: web.Request) -> bytes:
             f"The request body is larger than {request.client_max_size} bytes.",
             code="body_too_large",
             status=413,
+        ) from error
+    except web.RequestPayloadError as error:
+        raise ClientFault(
+            "The request body is not encoded as its headers say.", code="broken_body"
         ) from error
     except TimeoutError as error:
         raise ClientFault(
@@ -88,7 +94,8 @@ def error_headers(error: GatewayError) -> dict[str, str]:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
-    if error.status < 500 and error.status not in {408, 409, 429}:
+    mended_by_time = error.status >= 500 and not isinstance(error, ClientFault)
+    if not mended_by_time and error.status not in {408, 409, 429}:
         headers["X-Should-Retry"] = "false"
     return headers
 
@@ -109,6 +116,13 @@ def as_gateway_error(error: Exception, request_id: str) -> GatewayError:
             return error
         case RequestError():
             return from_request_error(error)
+        case StoreError():
+            return OurFault(
+                "The store does not answer.",
+                code="store_unavailable",
+                status=503,
+                retry_after_s=1.0,
+            )
         case _:
             _log.exception("defect", id=request_id, exc_info=error)
             return OurFault("The gateway failed to handle this request.", code="internal_error")
