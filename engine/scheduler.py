@@ -384,6 +384,8 @@ class Scheduler:
         for sequence in self._running:
             assert sequence.blocks, f"{sequence!r} runs without blocks"
             assert len(set(sequence.blocks)) == len(sequence.blocks)
+            complete = sequence.computed // self.index.block_tokens
+            assert sequence.published <= complete, f"{sequence!r}: half a block is published"
             for block in sequence.blocks:
                 wanted[block] += 1
         for block, count in enumerate(wanted):

@@ -323,7 +323,7 @@ def test_any_traffic_on_a_tiny_pool_gets_the_answers_of_a_lonely_engine(seed: in
     wanted: dict[str, tuple[list[int], int]] = {}
     for number in range(40):
         prompt = trunk[: dice.choice([0, P - 1, P, P + 1, 2 * P])]
-        prompt += [dice.randrange(1, 3) for _ in range(dice.choice([1, P - 1, P, P + 1, 2 * P]))]
+        prompt += [dice.randrange(1, 3) for _ in range(dice.choice([1, P - 1, P, P + 1, 3 * P]))]
         count = dice.choice([0, 1, P - 1, P, P + 1, 5 * P])
         name = f"r{number}"
         wanted[name] = (prompt, count)
