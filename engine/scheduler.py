@@ -210,9 +210,7 @@ class Scheduler:
         )
 
     def _prefill_rows(self, decode_rows: int) -> int:
-        """Rows left for prompts: the rest of the decodes' last tile if that is half a tile or more,
-        else one tile beyond; several tiles when nothing decodes. Steps stay short for who streams.
-        """
+        """Rows left for prompts: the rest of the decodes' last tile, or one beyond if that is small."""
         tile = self.limits.chunk_tokens
         if not decode_rows:
             return tile * self.limits.idle_tiles
