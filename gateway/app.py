@@ -22,10 +22,10 @@ from gateway.config import Config
 from gateway.errors import error_body
 from gateway.flights import Flights, Tasks
 from gateway.journal import Journal, Price
-from gateway.logs import RequestLog
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.recall import Recall
+from gateway.request_log import RequestLog
 from gateway.router import Router, Served
 from gateway.routes.cache import Cache
 from gateway.routes.completions import Completions

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from gateway.logs import RequestLog
 from gateway.metrics import Metrics
+from gateway.request_log import Answered, RequestLog, Visit
 from policies.outcome import Outcome
 from policies.plan import Plan
 
@@ -72,24 +72,6 @@ class Statistics:
     store_errors: int = 0
 
 
-@dataclass(slots=True)
-class Visit:
-    """One request on its way; its handler fills it in.
-
-    The answer took ``seconds`` now, and ``cost_s`` to compute once. ``outcome`` stays ``None``
-    when there was no answer.
-    """
-
-    request_id: str
-    endpoint: str
-    began_s: float
-    plan: Plan | None = None
-    outcome: Outcome | None = None
-    seconds: float = 0.0
-    cost_s: float = 0.0
-    stream: bool = False
-
-
 class Journal:
     """Takes every outcome once, after its answer has left. Belongs to one event loop."""
 
@@ -111,14 +93,14 @@ class Journal:
     def settle(self) -> None:
         """Count and log what was noted."""
         visits, self._unsettled = self._unsettled, []
-        lines = []
+        answered = []
         for visit in visits:
             plan, outcome = visit.plan, visit.outcome
             if plan is not None and outcome is not None:
                 self._count(plan, outcome, visit.cost_s)
                 self.metrics.note(plan, visit.endpoint, outcome, visit.seconds)
-                lines.append(_line(visit, plan, outcome))
-        self._log.write(lines)
+                answered.append(Answered(visit, plan, outcome))
+        self._log.answered(answered)
 
     def refused(
         self, *, request_id: str, endpoint: str, status: int, code: str, seconds: float
@@ -177,22 +159,3 @@ def _tally(group: dict[str, Tally], name: str) -> Tally:
     if tally is None:
         tally = group.setdefault(name if len(group) < MAX_LABELS else "other", Tally())
     return tally
-
-
-def _line(visit: Visit, plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    return {
-        "event": "request",
-        "id": visit.request_id,
-        "endpoint": visit.endpoint,
-        "status": outcome.status,
-        "level": outcome.level,
-        "tier": outcome.tier if plan.enabled else None,
-        "key": plan.public_key[:12] if plan.enabled else None,
-        "tenant": plan.scope.tenant,
-        "model": plan.model,
-        "backend": outcome.backend,
-        "stream": visit.stream,
-        "saved": outcome.tokens_saved,
-        "why": outcome.miss_reason,
-        "ms": round(visit.seconds * 1000, 2),
-    }

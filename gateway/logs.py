@@ -15,7 +15,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
@@ -51,7 +51,7 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
     Loggers are cached when first used: call this before anything logs.
     """
     threshold = SEVERITIES[level]
-    render = _renderer(log_format, stream)
+    render = renderer(log_format, stream)
     structlog.configure(
         processors=[render],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -86,24 +86,6 @@ class Sink:
     debug = info = warning = error = critical = exception = msg
 
 
-class RequestLog:
-    """The lines of ``kvgate.request``, many at once: one write, and nothing per line but the line.
-
-    There is one for every request, so they go around structlog's loggers and straight to its
-    renderer.
-    """
-
-    def __init__(self, level: str, log_format: LogFormat, stream: TextIO) -> None:
-        self._sink = Sink(stream, "kvgate.request")
-        self._render = _renderer(log_format, stream)
-        self._on = SEVERITIES[level] <= logging.INFO
-
-    def write(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """One line for each event, all of severity ``info``."""
-        if self._on:
-            self._sink.msg(b"".join(self._render(self._sink, "info", event) for event in events))
-
-
 class Bridge(logging.Handler):
     """Lines of other libraries, in our format and searched for keys."""
 
@@ -117,18 +99,19 @@ class Bridge(logging.Handler):
             self.handleError(record)
 
 
-def _renderer(log_format: LogFormat, stream: TextIO) -> "_Json | _Console":
-    return _Json() if log_format == "json" else _Console(colours=stream.isatty())
+def renderer(log_format: LogFormat, stream: TextIO) -> "JsonLine | ConsoleLine":
+    """What makes a line of an event, in this format and for this stream."""
+    return JsonLine() if log_format == "json" else ConsoleLine(colours=stream.isatty())
 
 
-class _Json:
+class JsonLine:
     """One JSON object per line."""
 
     __slots__ = ()
 
     def __call__(self, logger: Any, method: str, event: Mapping[str, Any]) -> bytes:
         line: dict[str, Any] = {
-            "ts": _now(),
+            "ts": timestamp(),
             "severity": method,
             "logger": logger.name,
             "event": "",
@@ -143,32 +126,33 @@ class _Json:
         return escaped(raw[:-1].decode(), json_text=True).encode() + b"\n"
 
 
-class _Console:
+class ConsoleLine:
     """``12:31:05.123 info    request  200 response hot      0.412 id=...``."""
 
-    __slots__ = ("_severities",)
+    __slots__ = ("severities",)
 
     def __init__(self, *, colours: bool) -> None:
-        self._severities = {
+        self.severities = {
             name: f"\x1b[{code}m{name:<8}\x1b[0m" if colours else f"{name:<8}"
             for name, code in COLOURS.items()
         }
 
     def __call__(self, logger: Any, method: str, event: Mapping[str, Any]) -> bytes:
         fields = _safe(event)
-        severity = self._severities.get(method, method)
-        words = [_now()[11:23], severity, escaped(str(fields.pop("event", "")))]
+        severity = self.severities.get(method, method)
+        words = [timestamp()[11:23], severity, escaped(str(fields.pop("event", "")))]
         trace = fields.pop("exception", None)
         if logger.name == "kvgate.request":
             words += [_column(fields.pop(name, "-"), width) for name, width in COLUMNS.items()]
-        words += [f"{key}={_word(value)}" for key, value in fields.items() if value is not None]
+        words += [f"{key}={word(value)}" for key, value in fields.items() if value is not None]
         text = " ".join(words)
         if trace:
             text += "".join(f"\n    {escaped(line)}" for line in trace.splitlines())
         return (text + "\n").encode("utf-8", "backslashreplace")
 
 
-def _now() -> str:
+def timestamp() -> str:
+    """Now, in UTC, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
@@ -211,7 +195,8 @@ def escaped(text: str, *, json_text: bool = False) -> str:
     )
 
 
-def _word(value: object) -> str:
+def word(value: object) -> str:
+    """A value as one word of a line for people."""
     if isinstance(value, float):
         return f"{value:.3f}"
     text = escaped(value if isinstance(value, str) else str(value))
@@ -219,5 +204,5 @@ def _word(value: object) -> str:
 
 
 def _column(value: object, width: int) -> str:
-    text = "-" if value is None else _word(value)
+    text = "-" if value is None else word(value)
     return text.ljust(-width) if width < 0 else text.rjust(width)

@@ -7,10 +7,11 @@ from typing import Literal
 from policies.eviction import Priority
 from policies.keys import Scope
 from policies.plan import Plan
+from policies.record import record
 from policies.rules import TierName
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class EntryMeta:
     """What is known about a stored answer without reading it.
 

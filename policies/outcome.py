@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from policies.explain import Difference
+from policies.record import record
 from policies.rules import TierName
 
 Level = Literal["response", "semantic", "prefix", "negative", "none"]
@@ -55,7 +56,7 @@ class Abandoned:
 Ending = Completed | Failed | Abandoned
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Outcome:
     """What became of a call: all that headers, log and metrics need to know.
 

@@ -7,6 +7,7 @@ from policies.call import Call, RequestError, canonical
 from policies.directive import Directive
 from policies.eviction import Priority
 from policies.keys import Principal, Scope, entry_key, fingerprint, kv_salt, public_key
+from policies.record import record
 from policies.rules import Match, Rules, TierName
 
 Lane = Literal["interactive", "batch", "warm"]
@@ -21,7 +22,7 @@ class Reason:
     because: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Plan:
     """What was decided about a call; both cache levels and every backend follow it.
 

@@ -20,8 +20,9 @@ from gateway.backends.base import Backend
 from gateway.chunks import Chunk, Json, Opening, Whole, fold, unfold
 from gateway.errors import BackendFault, GatewayError, from_failed
 from gateway.flights import FlightCancelled
-from gateway.journal import Journal, Visit
+from gateway.journal import Journal
 from gateway.pipeline import Flown, Kept, Pipeline, with_usage
+from gateway.request_log import Visit
 from gateway.router import Router
 from gateway.routes.shape import (
     Handler,
@@ -40,6 +41,8 @@ from policies.rules import Rules
 
 _ID_PREFIX: Final[dict[Endpoint, str]] = {"chat": "chatcmpl-", "completions": "cmpl-"}
 _SPOKEN_HEADERS: Final = ("x-cache-", "authorization", "cache-control")
+Spoken = tuple[tuple[str, str], ...]
+"""The headers that say something about caching or rights."""
 MEMO_BYTES: Final = 4 * 1024 * 1024
 """Of requests whose plans are remembered; a plan weighs a few times its request."""
 MEMO_BODY_BYTES: Final = 64 * 1024
@@ -77,8 +80,10 @@ class Completions:
         self._rules = rules
         self._now = now
         self._clock = clock
-        self._memo: cachetools.LRUCache[object, Asked] = cachetools.LRUCache(
-            MEMO_BYTES, getsizeof=_memo_size
+        # What was answered from the store is understood once: by its bytes and the headers that
+        # say something about caching or rights. Rules, keys and routes never change.
+        self._memo: cachetools.LRUCache[tuple[Endpoint, bytes, Spoken], Asked] = (
+            cachetools.LRUCache(MEMO_BYTES, getsizeof=_memo_size)
         )
 
     def handler(self, endpoint: Endpoint) -> Handler:
@@ -92,12 +97,17 @@ class Completions:
     async def _handle(self, request: web.Request, endpoint: Endpoint) -> web.StreamResponse:
         visit = Visit(request_id_of(request), endpoint, self._clock())
         try:
-            asked = self._understand(request, endpoint, await body_of(request))
+            raw = await body_of(request)
+            spoken = _spoken(request)
+            known = self._memo.get((endpoint, raw, spoken))
+            asked = known or self._understand(request, endpoint, raw, spoken)
             visit.plan, visit.stream = asked.plan, asked.call.stream
             answer = await self._pipeline.answer(asked.call, asked.plan, asked.backend)
             response: web.StreamResponse
             match answer:
                 case Kept():
+                    if known is None and len(raw) <= MEMO_BODY_BYTES:
+                        self._memo[endpoint, raw, spoken] = asked
                     response = self._from_store(asked, answer, visit)
                 case Flown():
                     async with answer.reader:
@@ -121,18 +131,10 @@ class Completions:
             self._journal.note(visit)
         return response
 
-    def _understand(self, request: web.Request, endpoint: Endpoint, raw: bytes) -> Asked:
-        """The request as data and its plan. Raises: RequestError, ClientFault.
-
-        Remembered by all that it depends on: the bytes, the headers that say something about
-        caching or rights, the endpoint. Rules, keys and routes never change after the start.
-        """
-        spoken = tuple(
-            pair for pair in request.headers.items() if pair[0].lower().startswith(_SPOKEN_HEADERS)
-        )
-        memo_key = (endpoint, raw, spoken)
-        if (known := self._memo.get(memo_key)) is not None:
-            return known
+    def _understand(
+        self, request: web.Request, endpoint: Endpoint, raw: bytes, spoken: Spoken
+    ) -> Asked:
+        """The request as data and its plan. Raises: RequestError, ClientFault."""
         principal = self._authenticator.principal(request.headers.get("Authorization"))
         body = json_of(raw)
         call = parse_call(endpoint, body)
@@ -145,10 +147,7 @@ class Completions:
         target = self._router.target(call.model)
         plan = decide(call, directive, principal, self._rules, model=target.model)
         size_bytes = len(raw) + sum(len(name) + len(value) for name, value in spoken)
-        asked = Asked(call, plan, target.backend, size_bytes)
-        if plan.enabled and len(raw) <= MEMO_BODY_BYTES:
-            self._memo[memo_key] = asked
-        return asked
+        return Asked(call, plan, target.backend, size_bytes)
 
     def _from_store(self, asked: Asked, kept: Kept, visit: Visit) -> web.Response:
         """A stored answer: the original's content under a new id."""
@@ -280,6 +279,12 @@ _STREAM_HEADERS: Final = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
+
+
+def _spoken(request: web.Request) -> Spoken:
+    return tuple(
+        pair for pair in request.headers.items() if pair[0].lower().startswith(_SPOKEN_HEADERS)
+    )
 
 
 def _memo_size(asked: Asked) -> int:
