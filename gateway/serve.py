@@ -5,6 +5,7 @@ grace; a second one ends at once. Either way no child process is left.
 """
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ from typing import Final
 
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.app import GATEWAY, KEEPALIVE_S, build
 from gateway.config import Config
@@ -62,9 +64,19 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
     return uvloop.Loop
 
 
+def _without_client_text(record: logging.LogRecord) -> bool:
+    """A request that is no HTTP is the client's affair: a line, but none of its bytes."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError | web.RequestPayloadError):
+        record.msg, record.args, record.exc_info = "a request was no valid HTTP", None, None
+        record.levelno, record.levelname = logging.INFO, "INFO"
+    return True
+
+
 async def _serve(config: Config, listener: socket.socket) -> int:
     stop = asyncio.Event()
     signals = 0
+    main = asyncio.current_task()
 
     def asked_to_stop(number: signal.Signals) -> None:
         nonlocal signals
@@ -72,12 +84,14 @@ async def _serve(config: Config, listener: socket.socket) -> int:
         _log.info("stopping", signal=number.name, again="ends at once")
         stop.set()
         if signals > 1:
-            for task in asyncio.all_tasks():
+            # What answers ends; what cleans up goes on: a child process must not be left.
+            for task in asyncio.all_tasks() - {main}:
                 task.cancel()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked_to_stop, number)
+    logging.getLogger("aiohttp.server").addFilter(_without_client_text)
     app = await build(config)
     runner = web.AppRunner(
         app,
@@ -97,4 +111,4 @@ async def _serve(config: Config, listener: socket.socket) -> int:
         await stop.wait()
     finally:
         await runner.cleanup()
-    return 0
+    return 0 if signals < 2 else INTERRUPTED

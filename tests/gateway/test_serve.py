@@ -1,0 +1,212 @@
+"""Sockets, signals, an orderly end: run as a process, as an operator does."""
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+import pytest
+from aiohttp.http_exceptions import BadHttpMessage
+
+from gateway import serve as module
+from gateway.config import Config
+from tests.kit.scripted_backend import Gate
+from tests.kit.scripted_upstream import DONE, ScriptedUpstream, chat_events, stream_reply
+
+ROOT = Path(__file__).parent.parent.parent
+PROGRAM = """
+import sys
+from gateway import logs, serve
+from gateway.config import Config
+
+logs.configure("info", "json", sys.stderr)
+build = serve.build
+
+async def announced(config):
+    app = await build(config)
+    async def say(_): print("cleaned up", file=sys.stderr, flush=True)
+    app.on_cleanup.append(say)
+    return app
+
+serve.build = announced
+sys.exit(serve.serve(Config.model_validate_json(sys.argv[1])))
+"""
+EVENTS = chat_events({"model": "m"})
+
+
+@dataclass
+class Served:
+    process: asyncio.subprocess.Process
+    url: str
+
+    async def rest(self) -> str:
+        """What it still says, until it ends."""
+        assert self.process.stderr is not None
+        return (await self.process.stderr.read()).decode()
+
+    async def says(self, event: str) -> None:
+        """Wait until it says that."""
+        assert self.process.stderr is not None
+        while event.encode() not in (line := await self.process.stderr.readline()):
+            assert line, f"it ended without saying {event!r}"
+
+    def connect(self) -> Coroutine[None, None, tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        url = urlsplit(self.url)
+        return asyncio.open_connection(url.hostname, url.port)
+
+    async def refuses(self) -> None:
+        """Connect until nobody listens: the listener closes in one of the next turns of its loop."""
+        with suppress(ConnectionError):
+            while True:
+                _, writer = await self.connect()
+                writer.close()
+
+
+@asynccontextmanager
+async def served(upstream: ScriptedUpstream, *, grace_s: float = 30.0) -> AsyncIterator[Served]:
+    config = {
+        "server": {"port": 0, "log_format": "json", "shutdown_grace_s": grace_s},
+        "backends": [{"name": "up", "base_url": upstream.url, "models": ["m"]}],
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, orjson.dumps(config).decode(),
+        cwd=ROOT, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        line = await process.stderr.readline()
+        yield Served(process, orjson.loads(line)["url"])
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def stream_of(url: str) -> bytes:
+    body = {"model": "m", "messages": [{"role": "user", "content": "?"}], "stream": True}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/v1/chat/completions", json=body) as response,
+    ):
+        return await response.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_it_serves_until_a_signal_and_ends_cleanly(number: signal.Signals) -> None:
+    async with ScriptedUpstream() as upstream, served(upstream) as running:
+        assert (await stream_of(running.url)).endswith(DONE)
+        running.process.send_signal(number)
+        said = await running.rest()
+        assert await running.process.wait() == 0
+        assert "cleaned up" in said
+        assert "Traceback" not in said
+
+
+async def test_at_the_first_signal_the_listener_closes_and_running_answers_finish() -> None:
+    gate = Gate()
+    upstream = ScriptedUpstream(stream_reply(*EVENTS[:2], gate, *EVENTS[2:], DONE))
+    async with upstream, served(upstream) as running:
+        asking = asyncio.create_task(stream_of(running.url))
+        await gate.reached()
+        running.process.send_signal(signal.SIGTERM)
+        await running.says("stopping")
+        await running.refuses()
+        gate.open()
+        assert (await asking).endswith(DONE)
+        assert await running.process.wait() == 0
+
+
+async def test_an_answer_that_outlasts_the_grace_is_broken_off_and_does_not_look_whole() -> None:
+    gate = Gate()
+    upstream = ScriptedUpstream(stream_reply(*EVENTS[:2], gate))
+    async with upstream, served(upstream, grace_s=0.1) as running:
+        asking = asyncio.create_task(stream_of(running.url))
+        await gate.reached()
+        running.process.send_signal(signal.SIGTERM)
+        with suppress(aiohttp.ClientError):
+            assert b"[DONE]" not in await asking
+        await upstream.seen[0].gone.wait()
+        assert await running.process.wait() == 0
+
+
+async def test_a_second_signal_ends_at_once_and_still_cleans_up() -> None:
+    gate = Gate()
+    upstream = ScriptedUpstream(stream_reply(*EVENTS[:2], gate))
+    async with upstream, served(upstream) as running:
+        asking = asyncio.create_task(stream_of(running.url))
+        await gate.reached()
+        running.process.send_signal(signal.SIGINT)
+        await running.says("stopping")
+        running.process.send_signal(signal.SIGINT)
+        said = await running.rest()
+        assert await running.process.wait() == module.INTERRUPTED
+        assert "cleaned up" in said
+        assert "Traceback" not in said
+        await asyncio.wait([asking])
+        assert asking.exception() is not None or b"[DONE]" not in asking.result()
+
+
+async def test_a_request_that_is_no_http_leaves_none_of_its_bytes_in_the_log() -> None:
+    async with ScriptedUpstream() as upstream, served(upstream) as running:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+        for request in (
+            b"canary canary canary\r\n\r\n",
+            head + b"Authorization: canary\x00\r\n\r\n",
+            head + b'Transfer-Encoding: chunked\r\n\r\n{"messages": "canary"}\r\n\r\n',
+            head + b"Content-Encoding: gzip\r\nContent-Length: 6\r\n\r\ncanary",
+        ):
+            reader, writer = await running.connect()
+            writer.write(request)
+            assert b" 400 " in await reader.readline()
+            writer.close()
+        running.process.send_signal(signal.SIGTERM)
+        said = await running.rest()
+        assert "no valid HTTP" in said
+        assert "canary" not in said
+        assert "Traceback" not in said
+
+
+def test_other_errors_of_the_server_keep_their_traceback() -> None:
+    def record(error: Exception) -> logging.LogRecord:
+        info = (type(error), error, None)
+        return logging.LogRecord("aiohttp.server", logging.ERROR, "", 0, "oops", None, info)
+
+    ours, theirs = record(ValueError()), record(BadHttpMessage("canary"))
+    assert module._without_client_text(ours)
+    assert ours.exc_info is not None
+    assert module._without_client_text(theirs)
+    assert (theirs.exc_info, theirs.levelno) == (None, logging.INFO)
+
+
+def test_a_port_in_use_is_found_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(config: Config) -> None:
+        raise AssertionError("built")
+
+    monkeypatch.setattr(module, "build", never)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = Config.model_validate({"server": {"port": taken.getsockname()[1]}})
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - the errno is checked
+            module.serve(config)
+    assert caught.value.errno == errno.EADDRINUSE
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_both_families_can_be_bound(host: str) -> None:
+    try:
+        listener = module._bind(host, 0)
+    except OSError as error:
+        pytest.skip(f"no such family here: {error}")
+    with listener:
+        assert listener.getsockname()[1] > 0
+        assert not listener.getblocking()
