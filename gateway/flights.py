@@ -9,7 +9,7 @@ error reaches all readers and leaves the key free.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Self
 
@@ -56,7 +56,7 @@ class Flight:
     """A running piece of work and its buffer. Built by :meth:`Flights.start` only."""
 
     __slots__ = (
-        "_tick",
+        "_waiting",
         "abandoned",
         "ended",
         "error",
@@ -76,7 +76,7 @@ class Flight:
         self.settled = False  # an Ending is in the buffer: what follows is storing the answer
         self.ended = False
         self.abandoned = False
-        self._tick: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting: list[asyncio.Future[None]] = []
 
     def read(self) -> "Reader":
         """A reader that starts from the first piece."""
@@ -96,15 +96,17 @@ class Flight:
 
     def wake(self) -> None:
         """Tell the waiting readers that the buffer or the state has changed."""
-        if not self._tick.done():
-            self._tick.set_result(None)
+        waiting, self._waiting = self._waiting, []
+        for reader in waiting:
+            if not reader.done():
+                reader.set_result(None)
 
     async def changed(self) -> None:
         """Wait for the next :meth:`wake`."""
-        if self._tick.done():
-            self._tick = asyncio.get_running_loop().create_future()
-        # Many readers wait for one future: a cancelled reader must not cancel the others' wait.
-        await asyncio.shield(self._tick)
+        # A future for each reader: one that is cancelled must not cancel the others' wait.
+        mine = asyncio.get_running_loop().create_future()
+        self._waiting.append(mine)
+        await mine
 
     def leave(self) -> None:
         """One reader less; the last one to leave ends the work."""
@@ -133,16 +135,29 @@ class Reader:
         return self
 
     async def __anext__(self) -> Piece:
+        if not await self._more():
+            raise StopAsyncIteration
+        piece = self._flight.pieces[self._position]
+        self._position += 1
+        return piece
+
+    async def batches(self) -> AsyncIterator[Sequence[Piece]]:
+        """The rest, in portions: all that is there each time one looks."""
+        while await self._more():
+            there = self._flight.pieces[self._position :]
+            self._position += len(there)
+            yield there
+
+    async def _more(self) -> bool:
+        """Wait until there is an unread piece; False when none will come."""
         flight = self._flight
         while self._position >= len(flight.pieces):
             if flight.error is not None:
                 raise flight.error
             if flight.ended:
-                raise StopAsyncIteration
+                return False
             await flight.changed()
-        piece = flight.pieces[self._position]
-        self._position += 1
-        return piece
+        return True
 
     def close(self) -> None:
         """Stop reading. The last reader to leave ends the work."""

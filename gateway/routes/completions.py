@@ -164,11 +164,7 @@ class Completions:
         prefix = _ID_PREFIX.get(asked.call.endpoint)
         body = headers.replayed(kept.entry.body, prefix and prefix + new_id(), int(self._now()))
         if asked.call.stream:
-            events = [
-                sse.encode(data)
-                for chunk in unfold(orjson.loads(body), asked.call.endpoint)
-                if (data := _for_stream(chunk.data, outcome, asked.call)) is not None
-            ]
+            events = _shown(Whole(orjson.loads(body)), outcome, asked.call)
             return web.Response(
                 body=b"".join(events) + sse.DONE,
                 headers={**head, **_STREAM_HEADERS},
@@ -229,29 +225,26 @@ class Completions:
         return response
 
     async def _events(self, asked: Asked, flown: Flown, visit: Visit) -> AsyncIterator[bytes]:
-        """SSE bytes of a flight. Raises: GatewayError when the work failed."""
+        """SSE bytes of a flight, one write for all that is there. Raises: GatewayError."""
         outcome = flown.outcome
-        async for piece in flown.reader:
-            match piece:
-                case Chunk(data):
-                    shown = _for_stream(data, outcome, asked.call)
-                    if shown is not None:
-                        yield sse.encode(shown)
-                case Whole(body):
-                    for chunk in unfold(body, asked.call.endpoint):
-                        shown = _for_stream(chunk.data, outcome, asked.call)
-                        if shown is not None:
-                            yield sse.encode(shown)
-                case Completed(usage=usage):
-                    visit.outcome = with_usage(outcome, usage)
-                    yield sse.DONE
-                    return
-                case Failed():
-                    raise from_failed(piece)
-                case Abandoned() | Opening():
-                    raise AssertionError(f"a reader met {piece}")
-                case _:
-                    assert_never(piece)
+        async for pieces in flown.reader.batches():
+            events: list[bytes] = []
+            for piece in pieces:
+                match piece:
+                    case Chunk() | Whole():
+                        events += _shown(piece, outcome, asked.call)
+                    case Completed(usage=usage):
+                        visit.outcome = with_usage(outcome, usage)
+                        yield b"".join([*events, sse.DONE])
+                        return  # what the flight still does, nobody needs to wait for
+                    case Failed():
+                        yield b"".join(events)
+                        raise from_failed(piece)
+                    case Abandoned() | Opening():
+                        raise AssertionError(f"a reader met {piece}")
+                    case _:
+                        assert_never(piece)
+            yield b"".join(events)
 
     def _head(self, plan: Plan, outcome: Outcome, visit: Visit) -> dict[str, str]:
         head = headers.render(plan, outcome)
@@ -289,6 +282,16 @@ def _spoken(request: web.Request) -> Spoken:
 
 def _memo_size(asked: Asked) -> int:
     return asked.size_bytes + 256
+
+
+def _shown(part: Chunk | Whole, outcome: Outcome, call: Call) -> list[bytes]:
+    """The events that this client is owed for a part of an answer."""
+    chunks = (part,) if isinstance(part, Chunk) else unfold(part.body, call.endpoint)
+    return [
+        sse.encode(data)
+        for chunk in chunks
+        if (data := _for_stream(chunk.data, outcome, call)) is not None
+    ]
 
 
 def _for_stream(data: Json, outcome: Outcome, call: Call) -> Json | None:
