@@ -26,7 +26,10 @@ from engine.models.llama import Tile
 from engine.request import Sequence
 from engine.scheduler import Schedule
 
-_ALONE_TOKENS = 16  # longer pieces fill the machine alone; shorter ones are attended together
+# Short pieces are attended together, as one call costs about as much as the work of one; but not more
+# keys at once than the processor's cache holds of a layer (measured: loadtest/results/tile.md).
+_ALONE_ROWS = 16
+_TOGETHER_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class BatchBuilder:
 
     def _batch(self, pieces: list[Piece], wanted: dict[tuple[int, int], int]) -> Batch:
         # equal pieces side by side become one attention call
-        pieces = sorted(pieces, key=lambda piece: (piece.rows, piece.keys))
+        pieces = sorted(pieces, key=_attention_key)
         block_tokens = self.cache.layout.block_tokens
         tokens: list[int] = []
         positions: list[int] = []
@@ -128,11 +131,13 @@ class BatchBuilder:
 
     def _groups(self, pieces: list[Piece]) -> Iterator[Group]:
         row = 0
-        for _, alike in groupby(pieces, key=_attention_key):
+        for (rows, keys), alike in groupby(pieces, key=_attention_key):
             members = list(alike)
-            rows = sum(piece.rows for piece in members)
-            yield self._group(members, row, row + rows)
-            row += rows
+            size = max(1, _TOGETHER_TOKENS // keys) if rows <= _ALONE_ROWS else 1
+            for first in range(0, len(members), size):
+                together = members[first : first + size]
+                yield self._group(together, row, row + rows * len(together))
+                row += rows * len(together)
 
     def _group(self, pieces: list[Piece], start: int, stop: int) -> Group:
         keys = pieces[0].keys
@@ -156,9 +161,8 @@ class BatchBuilder:
         return Group(start, stop, len(pieces), torch.tensor(tables, device=device), mask)
 
 
-def _attention_key(piece: Piece) -> tuple[int, int, int]:
-    alone = id(piece) if piece.rows > _ALONE_TOKENS else 0
-    return piece.rows, piece.keys, alone
+def _attention_key(piece: Piece) -> tuple[int, int]:
+    return piece.rows, piece.keys
 
 
 def _merged(schedule: Schedule) -> Iterator[tuple[Sequence, int, int]]:

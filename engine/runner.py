@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from engine.batch import BatchBuilder
 from engine.kv.cache import KvCache
-from engine.models.exact import measure
+from engine.models.exact import ExactShapes, measure
 from engine.models.llama import LlamaModel
 from engine.scheduler import Schedule
 
@@ -24,15 +25,25 @@ class Runner:
     def __init__(self, model: LlamaModel, cache: KvCache, *, tile_tokens: int) -> None:
         self.model = model
         self.cache = cache
-        self.shapes = measure(model, tile_tokens=tile_tokens)
-        self.tile_tokens = self.shapes.row_counts[-1]
-        self.exact = self.shapes.attention
-        config = model.config
+        self.use(measure(model, tile_tokens=tile_tokens))
+
+    def use(self, shapes: ExactShapes) -> None:
+        """Run tiles of these shapes from now on. What was computed before may differ in last digits."""
+        config = self.model.config
+        self.shapes = shapes
         self._builder = BatchBuilder(
-            cache=cache,
-            shapes=self.shapes,
+            cache=self.cache,
+            shapes=shapes,
             query_heads_per_kv_head=config.heads // config.kv_heads,
         )
+
+    @property
+    def tile_tokens(self) -> int:
+        return self.shapes.row_counts[-1]
+
+    @property
+    def exact(self) -> bool:
+        return self.shapes.attention
 
     @torch.inference_mode()
     def forward(self, schedule: Schedule) -> Tensor:
@@ -58,7 +69,7 @@ class Runner:
         pieces = []
         for piece in torch.split(hidden, self.tile_tokens):
             rows = piece.shape[0]
-            padded = torch.nn.functional.pad(piece, (0, 0, 0, self._builder.padded(rows) - rows))
+            padded = functional.pad(piece, (0, 0, 0, self._builder.padded(rows) - rows))
             pieces.append(self.model.logits(padded)[:rows])
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 

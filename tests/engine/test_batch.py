@@ -70,6 +70,12 @@ def test_long_pieces_are_attended_one_by_one() -> None:
     assert [(g.start, g.stop, g.sequences) for g in batch.tile.groups] == [(0, 40, 1), (40, 80, 1)]
 
 
+def test_decodes_with_many_keys_are_attended_a_few_at_a_time() -> None:
+    ones = [sequence(list(range(1500)), range(48)) for _ in range(5)]
+    (batch,) = tiles(*((s, 1499, 1500) for s in ones))
+    assert [g.sequences for g in batch.tile.groups] == [2, 2, 1]
+
+
 def test_the_mask_shows_a_row_its_past_for_every_query_head() -> None:
     (batch,) = tiles((one(40), 37, 40))
     mask = batch.tile.groups[0].mask
