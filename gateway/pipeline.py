@@ -10,6 +10,7 @@ The store may fail at any point and only ever costs the hit: its failure is a fi
 outcome. Whoever asks first owns nothing: the work belongs to the flight.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -174,8 +175,7 @@ class Pipeline:
             raise
         match first:
             case Opening():
-                outcome = replace(opened(missed, first), collapsed=collapsed, backend=backend.name)
-                return Flown(first, reader, outcome)
+                return Flown(first, reader, opened(missed, first, backend, collapsed=collapsed))
             case Failed():
                 reader.close()
                 if last_resort is not None and first.fault != "client":
@@ -204,6 +204,7 @@ class Pipeline:
                     ending = piece
                 yield piece
         if ending is not None and plan.may_store:
+            await asyncio.sleep(0)  # the readers first: they have waited long enough
             await self._keep(call, plan, parts, ending)
 
     async def _keep(
@@ -240,16 +241,19 @@ class Pipeline:
             self._recall.left((plan.key,), "evicted")
 
 
-def opened(outcome: Outcome, opening: Opening) -> Outcome:
+def opened(missed: Outcome, opening: Opening, backend: Backend, *, collapsed: bool) -> Outcome:
     """The outcome with what the backend said at its first piece about reuse."""
-    if opening.hit_tokens is None:
-        return outcome
-    return with_usage(
-        outcome,
-        Usage(
-            prompt_tokens=opening.hit_tokens + (opening.miss_tokens or 0),
-            hit_tokens=opening.hit_tokens,
-        ),
+    hit_tokens, miss_tokens = opening.hit_tokens or 0, opening.miss_tokens or 0
+    return replace(
+        missed,
+        level="prefix" if hit_tokens else "none",
+        hit=hit_tokens > 0,
+        collapsed=collapsed,
+        backend=backend.name,
+        tokens_saved=hit_tokens,
+        prompt_tokens=hit_tokens + miss_tokens,
+        hit_tokens=hit_tokens,
+        miss_tokens=miss_tokens,
     )
 
 
