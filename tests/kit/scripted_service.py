@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from tests.kit.scripted_runner import END, ScriptedRunner
 
 P = 4
 VOCABULARY = 257
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
 class Brackets:
@@ -164,3 +166,24 @@ async def scripted(**how: Any) -> AsyncIterator[Scripted]:
             await one.engine.ask(lambda scheduler: scheduler.check_integrity())
             assert held == 0, "blocks are held after everybody has left"
         one.engine.close()
+
+
+def chat(content: str = "hi", **more: Any) -> dict[str, Any]:
+    return {"model": "scripted", "messages": [{"role": "user", "content": content}], **more}
+
+
+async def stream(one: Scripted, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The chunks of a stream that must end properly."""
+    response = await one.post(path, {**body, "stream": True})
+    assert response.status == 200, await response.text()
+    assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    events = (await response.text()).split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert all(event.startswith("data: ") for event in events[:-1])
+    return [json.loads(event[6:]) for event in events[:-2]]
+
+
+def contents(chunks: list[dict[str, Any]], index: int = 0) -> str:
+    choices = [chunk["choices"][0] for chunk in chunks if chunk["choices"]]
+    own = [choice for choice in choices if choice["index"] == index]
+    return "".join(c["text"] if "text" in c else c["delta"].get("content") or "" for c in own)
