@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway.metrics import Metrics
-from gateway.request_log import Answered, RequestLog, Visit
+from gateway.request_log import MAX_NAME, Answered, RequestLog, Visit
 from policies.outcome import Outcome
 from policies.plan import Plan
 
@@ -97,8 +97,9 @@ class Journal:
         for visit in visits:
             plan, outcome = visit.plan, visit.outcome
             if plan is not None and outcome is not None:
-                self._count(plan, outcome, visit.cost_s)
-                self.metrics.note(plan, visit.endpoint, outcome, visit.seconds)
+                if not plan.preload:  # no user asked for it: it would spoil the hit rate
+                    self._count(plan, outcome, visit.cost_s)
+                    self.metrics.note(plan, visit.endpoint, outcome, visit.seconds)
                 answered.append(Answered(visit, plan, outcome))
         self._log.answered(answered)
 
@@ -124,7 +125,7 @@ class Journal:
         groups = [
             statistics.total,
             _tally(statistics.levels, outcome.level),
-            _tally(statistics.models, plan.model),
+            _tally(statistics.models, plan.model[:MAX_NAME]),
             _tally(statistics.tenants, plan.scope.tenant),
         ]
         if plan.enabled:

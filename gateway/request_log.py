@@ -9,12 +9,14 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from gateway.logs import SEVERITIES, ConsoleLine, LogFormat, Sink, renderer, timestamp, word
 from policies.outcome import Outcome
 from policies.plan import Plan
 
+MAX_NAME: Final = 64
+"""Characters of a model's name that are written: with a backend for any model, clients choose it."""
 _safe = lru_cache(maxsize=1024)(word)
 """Names repeat: model, tenant, backend."""
 
@@ -83,7 +85,7 @@ def fields(answered: Answered) -> dict[str, Any]:
         "tier": outcome.tier if plan.enabled else None,
         "key": plan.public_key[:12] if plan.enabled else None,
         "tenant": plan.scope.tenant,
-        "model": plan.model,
+        "model": plan.model[:MAX_NAME],
         "backend": outcome.backend,
         "stream": visit.stream,
         "saved": outcome.tokens_saved,
@@ -102,6 +104,6 @@ def console_line(answered: Answered, clock: str, severity: str) -> str:
     return (
         f"{clock} {severity} request {outcome.status:>3} {outcome.level:<8} {tier:<4} "
         f"{visit.seconds * 1000:>9.3f} id={visit.request_id} endpoint={visit.endpoint}{key} "
-        f"tenant={_safe(plan.scope.tenant)} model={_safe(plan.model)}{backend} "
+        f"tenant={_safe(plan.scope.tenant)} model={_safe(plan.model[:MAX_NAME])}{backend} "
         f"stream={visit.stream} saved={outcome.tokens_saved}{why}\n"
     )
