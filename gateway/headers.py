@@ -113,13 +113,15 @@ def annotated_usage(usage: Mapping[str, Any]) -> Json:
     prompt = usage.get("prompt_tokens")
     if not isinstance(prompt, int):
         return dict(usage)
-    details = usage.get("prompt_tokens_details") or {}
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    given = usage.get("prompt_tokens_details")
+    details = given if isinstance(given, dict) else {}
+    cached = details.get("cached_tokens")
     hit = usage.get("prompt_cache_hit_tokens")
     hit = hit if isinstance(hit, int) else cached if isinstance(cached, int) else 0
+    miss = usage.get("prompt_cache_miss_tokens")
     return {
         **usage,
         "prompt_cache_hit_tokens": hit,
-        "prompt_cache_miss_tokens": usage.get("prompt_cache_miss_tokens", max(0, prompt - hit)),
+        "prompt_cache_miss_tokens": miss if isinstance(miss, int) else max(0, prompt - hit),
         "prompt_tokens_details": {**details, "cached_tokens": hit},
     }
