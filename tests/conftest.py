@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# Two OpenMP threads that spin while they wait for each other stand still when a test's other
+# processes need the cores; the engine's own process sets the same. Before anything imports torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @pytest.fixture(scope="session")
 def smollm_path() -> Path:
