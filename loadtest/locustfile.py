@@ -39,12 +39,11 @@ _numbers: Final = itertools.count()
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]  # locust is untyped here
 def add_options(parser: Any) -> None:
     """Options of our own."""
-    ours = parser.add_argument_group("kvgate")
-    ours.add_argument(
+    parser.add_argument(
         "--api-key", env_var="KVGATE_API_KEY", default="", is_secret=True, help="sent as a bearer"
     )
-    ours.add_argument("--model", env_var="KVGATE_MODEL", default="default", help="model to ask")
-    ours.add_argument("--seed", type=int, default=1, help="same seed, same requests")
+    parser.add_argument("--model", env_var="KVGATE_MODEL", default="default", help="model to ask")
+    parser.add_argument("--seed", type=int, default=1, help="same seed, same requests")
 
 
 class KvgateUser(HttpUser):  # type: ignore[misc]  # locust is untyped here
