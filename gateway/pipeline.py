@@ -122,19 +122,21 @@ class Pipeline:
     async def _missed(self, plan: Plan, *, expired: bool, store_failed: bool) -> Outcome:
         """The outcome so far of a call that needs a backend, and why it does."""
         nearest = self._recall.nearest(plan) if plan.debug else self._recall.any_other(plan)
+        reason = miss_reason(
+            plan,
+            departed="expired" if expired else self._recall.departure(plan.key),
+            nearest=nearest,
+            other_scope=plan.debug and await self._in_other_scope(plan),
+        )
+        explained = plan.debug and reason == "fingerprint"
         return Outcome(
             key=plan.public_key,
             tier=plan.tier,
             stored=plan.may_store,
             ttl_left_s=plan.ttl_s if plan.may_store else None,
             forwarded=_forwarded(plan, expired=expired),
-            miss_reason=miss_reason(
-                plan,
-                departed="expired" if expired else self._recall.departure(plan.key),
-                nearest=nearest,
-                other_scope=plan.debug and await self._in_other_scope(plan),
-            ),
-            difference=difference(nearest, plan.canonical) if plan.debug and nearest else None,
+            miss_reason=reason,
+            difference=difference(nearest, plan.canonical) if explained and nearest else None,
             store_error=store_failed,
             detail="store-error" if store_failed else None,
             debug=debug_line(plan) if plan.debug else None,

@@ -21,7 +21,7 @@ from gateway.config import Config
 from tests.kit.clock import Clock
 from tests.kit.scripted_upstream import ScriptedUpstream
 
-QUESTION: list[dict[str, Any]] = [{"role": "user", "content": "What is asked?"}]
+QUESTION: list[Any] = [{"role": "user", "content": "What is asked?"}]
 DONE = b"[DONE]"
 
 
