@@ -22,6 +22,7 @@ from policies.keys import Principal, Scope, kv_salt, public_key
 from policies.rules import Rules
 
 MAX_PAGE: Final = 1000
+KEY_BYTES: Final = 32
 _SELECTORS: Final = ("cache_key", "prefix", "namespace", "context", "user", "model", "batch", "tag")
 
 
@@ -253,11 +254,14 @@ def _cursor(text: str | None) -> bytes | None:
     if text is None:
         return None
     try:
-        return base64.urlsafe_b64decode(text.encode())
-    except (binascii.Error, ValueError) as error:
+        key = base64.b64decode(text, altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != KEY_BYTES:
         raise ClientFault(
             "cursor is not one that this server gave.", code="invalid_value", param="cursor"
-        ) from error
+        )
+    return key
 
 
 def _cursor_after(meta: EntryMeta) -> str:

@@ -278,7 +278,7 @@ def well_behaved(seen: Seen) -> Reply:
     path = seen.path.removeprefix("/v1")
     if path == "/models":
         return json_reply({"object": "list", "data": [{"id": "up-1", "object": "model"}]})
-    if seen.method != "POST":
+    if seen.method != "POST" or path.startswith("/chat/completions/"):
         return json_reply({"id": path.rpartition("/")[2], "path": path})
     body = seen.body
     if path == "/embeddings":

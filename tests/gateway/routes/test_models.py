@@ -1,0 +1,91 @@
+"""What can be asked for; and requests that are no model call, passed on for admins."""
+
+import pytest
+
+from tests.kit.scripted_upstream import Reply, ScriptedUpstream, error_reply, json_reply
+from tests.kit.service import serving
+
+ALIASES = {"gpt-4o": "m", "deepseek-chat": "default", "dangling": "gone", "deepseek-coder": None}
+
+
+async def test_models_and_their_aliases_are_listed() -> None:
+    async with serving(models=("m", "org/deep/model"), aliases=ALIASES) as service:
+        body = (await service.send("GET", "/v1/models")).body
+        assert body["object"] == "list"
+        cards = {card["id"]: card for card in body["data"]}
+        assert list(cards) == ["m", "org/deep/model", "deepseek-chat", "gpt-4o"]
+        assert cards["m"] == {
+            "id": "m",
+            "object": "model",
+            "created": int(service.clock.now()),
+            "owned_by": "kvgate",
+        }
+        assert cards["gpt-4o"]["parent"] == cards["deepseek-chat"]["parent"] == "m"
+        assert service.upstream.calls == 0
+
+
+async def test_the_sdk_lists_and_finds_them() -> None:
+    async with serving(models=("m", "org/deep/model")) as service, service.openai() as client:
+        assert "m" in {model.id async for model in client.models.list()}
+        for name in ("m", "org/deep/model", "default"):
+            assert (await client.models.retrieve(name)).id == name
+
+
+async def test_a_model_that_is_not_there_is_404() -> None:
+    async with serving() as service:
+        answer = await service.send("GET", "/v1/models/nope")
+        assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+
+
+async def test_a_backend_for_any_model_is_asked_for_its_own() -> None:
+    async with serving(models=("m", "*")) as service:
+        listed = (await service.send("GET", "/v1/models")).body["data"]
+        assert {card["id"] for card in listed} >= {"m", "up-1"}
+        one = await service.send("GET", "/v1/models/up-1?x=1")
+        assert one.body == {"id": "up-1?x=1", "path": "/models/up-1?x=1"}
+
+
+@pytest.mark.parametrize("reply", [error_reply(500), json_reply([]), Reply(("fin",))])
+async def test_a_list_that_the_backend_does_not_give_is_left_out(reply: Reply) -> None:
+    async with serving(models=("m", "*"), upstream=ScriptedUpstream(reply, reply)) as service:
+        answer = await service.send("GET", "/v1/models")
+        assert answer.status == 200
+        assert "m" in {card["id"] for card in answer.body["data"]}
+
+
+async def test_stored_completions_are_passed_on() -> None:
+    async with serving(models=("*",)) as service:
+        for method, path, body in (
+            ("GET", "/v1/chat/completions?limit=2", None),
+            ("GET", "/v1/chat/completions/c-1/messages", None),
+            ("POST", "/v1/chat/completions/c-1", {"metadata": {"a": "b"}}),
+            ("DELETE", "/v1/chat/completions/c-1", None),
+            ("DELETE", "/v1/models/ft:x", None),
+        ):
+            answer = await service.send(method, path, body)
+            assert answer.status == 200
+            seen = service.upstream.seen[-1]
+            assert (seen.method, seen.path) == (method, path)
+        assert service.upstream.seen[2].body == {"metadata": {"a": "b"}}
+
+
+async def test_where_no_backend_could_have_them_there_are_none() -> None:
+    async with serving() as service:
+        answer = await service.send("GET", "/v1/chat/completions/c-1")
+        assert (answer.status, answer.error["code"]) == (404, "not_found")
+
+
+async def test_an_error_of_the_backend_is_passed_on_but_not_about_the_operators_key() -> None:
+    upstream = ScriptedUpstream(error_reply(404, "no such completion"), error_reply(403, "sk-x"))
+    async with serving(models=("*",), upstream=upstream) as service:
+        first = await service.send("GET", "/v1/chat/completions/c-1")
+        assert (first.status, first.error["message"]) == (404, "no such completion")
+        second = await service.send("GET", "/v1/chat/completions/c-1")
+        assert (second.status, second.error["code"]) == (502, "backend_refused")
+
+
+async def test_a_backend_that_is_gone_is_a_bad_gateway() -> None:
+    upstream = ScriptedUpstream(*[Reply(("rst",))] * 2)  # a GET is tried twice
+    async with serving(models=("*",), upstream=upstream) as service:
+        answer = await service.send("GET", "/v1/models/x")
+        assert (answer.status, answer.error["code"]) == (502, "backend_unreachable")
