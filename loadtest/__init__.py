@@ -4,7 +4,8 @@ It is for: a locust file that behaves like users, and two benchmarks whose figur
 floor measured side by side in the same run. It is not: a test of the gate's result (nothing here is
 timed by ``tests/``), and not part of the installed package.
 
-Read in this order: ``README.md``, ``workloads`` (what users ask), ``bench_gateway`` (hits and
-misses against bare aiohttp), ``client`` (who asks), ``floors`` and ``mock_upstream`` (what it is
-compared with), ``bench_engine`` (the model side), ``locustfile``.
+Read in this order: ``README.md``, ``workloads`` (what users ask) and ``answers`` (what counts as an
+answer), ``locustfile``, ``bench_gateway`` (hits and misses against bare aiohttp), ``client`` (who
+asks), ``floors`` and ``mock_upstream`` (what it is compared with), ``bench_engine`` and ``asking``
+(the model side), ``bench_tile``.
 """
