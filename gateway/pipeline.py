@@ -121,7 +121,9 @@ class Pipeline:
 
     async def _missed(self, plan: Plan, *, expired: bool, store_failed: bool) -> Outcome:
         """The outcome so far of a call that needs a backend, and why it does."""
-        nearest = self._recall.nearest(plan) if plan.debug else self._recall.any_other(plan)
+        nearest: bytes | None = None
+        if plan.enabled:
+            nearest = self._recall.nearest(plan) if plan.debug else self._recall.any_other(plan)
         reason = miss_reason(
             plan,
             departed="expired" if expired else self._recall.departure(plan.key),

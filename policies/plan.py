@@ -1,6 +1,5 @@
 """The plan: where the call, the client's wishes, the principal's rights and the rules meet."""
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from policies.call import Call, RequestError, canonical
@@ -13,8 +12,7 @@ from policies.rules import Match, Rules, TierName
 Lane = Literal["interactive", "batch", "warm"]
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(NamedTuple):
     """One decision and the rule that made it: ``("ttl_s", "86400", "key prefix faq:")``."""
 
     field: str
@@ -85,7 +83,8 @@ def decide(
     matched = _match(directive, rules, reasons)
     retention = _retention(directive, rules, reasons)
     rights = _rights(call, directive, retention.ttl_s, reasons, enabled=enabled, why_not=why_not)
-    form = canonical(call, context_aware=directive.context_aware is not False)
+    # What touches no entry needs no key: the canonical form is half the cost of a decision.
+    form = canonical(call, context_aware=directive.context_aware is not False) if enabled else b""
     print_ = fingerprint(form)
     key = _key(call, directive, scope, model, None if matched == "key" else print_)
     _note_the_rest(directive, reasons)

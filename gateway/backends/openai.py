@@ -81,7 +81,7 @@ class OpenAIBackend:
             url = self._locate() + PATHS[call.endpoint]
             async with self._session.post(
                 url,
-                data=orjson.dumps(self._body(call, plan)),
+                data=_encoded(self._body(call, plan)),
                 headers=self._headers,
                 timeout=self._timeout,
                 allow_redirects=False,
@@ -99,7 +99,8 @@ class OpenAIBackend:
                     progress.see(whole)
                     yield Whole(whole)
                 yield Completed(usage=progress.usage, duration_s=self._clock() - began_s)
-                await _drain(response.content)
+                if not response.content.at_eof():
+                    await _drain(response.content)
         except asyncio.CancelledError:
             raise
         except GatewayError as error:
@@ -180,6 +181,14 @@ class OpenAIBackend:
             raise BackendFault(
                 f"{self.name} {_network_message(error)}", code="backend_unreachable"
             ) from error
+
+
+def _encoded(body: Json) -> bytes:
+    """The body as bytes. Raises: ClientFault 400 for what no JSON parser would take back."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise ClientFault("The body is nested too deep.", code="invalid_value") from error
 
 
 class _Progress:

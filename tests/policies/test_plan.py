@@ -277,7 +277,7 @@ class TestUser:
 class TestKeys:
     def test_the_key_is_made_of_scope_model_cache_key_and_fingerprint(self) -> None:
         call = call_of("hi")
-        plan = plan_of({"cache_key": "k"}, call=call, model="served")
+        plan = plan_of({"enabled": True, "cache_key": "k"}, call=call, model="served")
         form = canonical(call)
         assert plan.canonical == form
         assert plan.fingerprint == fingerprint(form)
@@ -330,11 +330,17 @@ class TestKeys:
         assert because(plan, "match") == ("exact", "semantic matching is not available")
         assert plan.key == plan_of({}).key
 
+    def test_a_plan_that_touches_no_entry_has_no_canonical_form(self) -> None:
+        plan = plan_of({"enabled": False})
+        assert plan.canonical == b""
+        assert not plan.may_read
+        assert not plan.may_store
+
     def test_the_last_question_alone_may_be_the_key(self) -> None:
         long = call_of("a", {"role": "assistant", "content": "b"}, "c")
-        short = plan_of({"context_aware": False}, call=call_of("c"))
-        assert plan_of({"context_aware": False}, call=long).key == short.key
-        assert plan_of({"context_aware": True}, call=long).key != short.key
+        short = plan_of({"enabled": True, "context_aware": False}, call=call_of("c"))
+        assert plan_of({"enabled": True, "context_aware": False}, call=long).key == short.key
+        assert plan_of({"enabled": True, "context_aware": True}, call=long).key != short.key
         assert plan_of({}, call=call_of("c")).key != short.key
         assert because(short, "context_aware") == ("false", "body kv_cache.context_aware")
 
