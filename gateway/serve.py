@@ -110,5 +110,11 @@ async def _serve(config: Config, listener: socket.socket) -> int:
         )
         await stop.wait()
     finally:
-        await runner.cleanup()
+        while True:
+            try:
+                await runner.cleanup()
+                break
+            except asyncio.CancelledError:  # a task that it waited for, by the second signal
+                if signals < 2:
+                    raise
     return 0 if signals < 2 else INTERRUPTED

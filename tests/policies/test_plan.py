@@ -325,10 +325,10 @@ class TestKeys:
         assert plan.cache_key == "user-7"
 
     def test_semantic_matching_falls_back_to_exact_and_says_so(self) -> None:
-        plan = plan_of({"match": "semantic"})
+        plan = plan_of({"enabled": True, "match": "semantic"})
         assert plan.match == "exact"
         assert because(plan, "match") == ("exact", "semantic matching is not available")
-        assert plan.key == plan_of({}).key
+        assert plan.key == plan_of({"enabled": True}).key
 
     def test_a_plan_that_touches_no_entry_has_no_canonical_form(self) -> None:
         plan = plan_of({"enabled": False})
