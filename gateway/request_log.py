@@ -39,8 +39,7 @@ class Visit:
     stream: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """A visit that has its answer."""
 
     visit: Visit
