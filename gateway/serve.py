@@ -76,21 +76,6 @@ def _without_client_text(record: logging.LogRecord) -> bool:
 async def _serve(config: Config, listener: socket.socket) -> int:
     stop = asyncio.Event()
     signals = 0
-    main = asyncio.current_task()
-
-    def asked_to_stop(number: signal.Signals) -> None:
-        nonlocal signals
-        signals += 1
-        _log.info("stopping", signal=number.name, again="ends at once")
-        stop.set()
-        if signals > 1:
-            # What answers ends; what cleans up goes on: a child process must not be left.
-            for task in asyncio.all_tasks() - {main}:
-                task.cancel()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked_to_stop, number)
     logging.getLogger("aiohttp.server").addFilter(_without_client_text)
     app = await build(config)
     runner = web.AppRunner(
@@ -100,6 +85,18 @@ async def _serve(config: Config, listener: socket.socket) -> int:
         keepalive_timeout=KEEPALIVE_S,
         shutdown_timeout=config.server.shutdown_grace_s,
     )
+
+    def asked_to_stop(number: signal.Signals) -> None:
+        nonlocal signals
+        signals += 1
+        _log.info("stopping", signal=number.name, again="ends at once")
+        stop.set()
+        if signals > 1:
+            _hang_up(runner)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked_to_stop, number)
     try:
         await runner.setup()
         await web.SockSite(runner, listener).start()
@@ -110,11 +107,12 @@ async def _serve(config: Config, listener: socket.socket) -> int:
         )
         await stop.wait()
     finally:
-        while True:
-            try:
-                await runner.cleanup()
-                break
-            except asyncio.CancelledError:  # a task that it waited for, by the second signal
-                if signals < 2:
-                    raise
+        await runner.cleanup()
     return 0 if signals < 2 else INTERRUPTED
+
+
+def _hang_up(runner: web.AppRunner) -> None:
+    """End what is being answered, and nothing else: what cleans up must get to its end."""
+    for connection in runner.server.connections if runner.server is not None else ():
+        if connection.transport is not None:
+            connection.transport.abort()
