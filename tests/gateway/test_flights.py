@@ -82,6 +82,27 @@ async def test_pieces_are_read_while_the_work_goes_on() -> None:
         assert [piece async for piece in reader] == PIECES[2:]
 
 
+async def test_a_reader_may_take_all_that_is_there_at_once() -> None:
+    gate = Gate()
+    flight = flights().start(KEY, Worked(*PIECES[:2], gate, *PIECES[2:]))
+    await gate.reached()
+    async with flight.read() as reader:
+        batches = reader.batches()
+        assert await anext(batches) == PIECES[:2]
+        gate.open()
+        rest = [piece async for batch in batches for piece in batch]
+        assert rest == PIECES[2:]
+
+
+async def test_a_reader_by_batches_hears_of_an_error_too() -> None:
+    flight = flights().start(KEY, Worked(PIECES[0], ValueError("scripted")))
+    async with flight.read() as reader:
+        batches = reader.batches()
+        assert await anext(batches) == PIECES[:1]
+        with pytest.raises(ValueError, match="scripted"):
+            await anext(batches)
+
+
 async def test_the_leader_leaving_harms_nobody() -> None:
     gate = Gate()
     work = Worked(*PIECES[:2], gate, *PIECES[2:])

@@ -288,7 +288,8 @@ async def test_a_failing_store_never_fails_a_request(failing: str, stream: bool)
     store = FailingStore("warm", max_bytes=2**20)
     store.failing = frozenset(failing.split())
     bench = Bench(streamed_answer("Hello."), store=store)
-    wishes = [{"enabled": True, "debug": True}, HOT, {"enabled": True, "reuse": False}]
+    debug = {"enabled": True, "debug": True}
+    wishes = [debug, {**debug, "user": "alice"}, HOT, {"enabled": True, "reuse": False}]
     for wish in (*wishes, *wishes):
         outcome, body = await bench.ask(kv_cache=wish, stream=stream)
         assert text_of(body) == "Hello."
@@ -333,6 +334,13 @@ async def test_what_was_evicted_is_said_to_be() -> None:
     bench = Bench(store=MemoryStore("warm", max_bytes=2500))
     await bench.ask("a")
     await bench.ask("b")
+    outcome, _ = await bench.ask("a")
+    assert outcome.miss_reason == "evicted"
+
+
+async def test_what_finds_no_room_is_said_to_be_evicted() -> None:
+    bench = Bench(store=MemoryStore("warm", max_bytes=100))
+    await bench.ask("a")
     outcome, _ = await bench.ask("a")
     assert outcome.miss_reason == "evicted"
 

@@ -272,3 +272,34 @@ async def test_a_replayed_stream_repeats_no_padding() -> None:
         stored = await service.chat(True, stream=True)
         assert stored.headers["X-Cache-Level"] == "response"
         assert b"obfuscation" not in stored.raw
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_whoever_still_waits_when_the_gateway_stops_is_told(stream: bool) -> None:
+    gate = Gate()
+    upstream = ScriptedUpstream(stream_reply(MIDDLE, gate))
+    async with serving(upstream=upstream) as service:
+        asking = asyncio.create_task(service.chat(True, stream=stream))
+        await gate.reached()
+        await service.gateway.tasks.close()
+        answer = await asking
+        error = last_error(answer) if stream else answer.error
+        assert error["code"] == "shutting_down"
+        if not stream:
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+
+
+async def test_an_answer_too_large_to_be_kept_does_not_say_that_it_is() -> None:
+    async with serving(limits={"max_entry_bytes": 100}) as service:
+        for _ in range(2):
+            answer = await service.chat(True)
+            assert "stored" not in answer.headers["Cache-Status"]
+            assert "X-Cache-TTL" not in answer.headers
+        assert service.upstream.calls == 2
+
+
+async def test_a_plain_answer_to_a_stream_request_is_streamed() -> None:
+    body = {"choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}]}
+    async with serving(upstream=ScriptedUpstream(json_reply(body))) as service:
+        answer = await service.chat(stream=True)
+        assert answer.text == "Hi"
