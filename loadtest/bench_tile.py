@@ -83,7 +83,7 @@ def row(runner: Runner, runs: int) -> str:
         )
         return lambda: runner.forward(Schedule(spans))
 
-    step(eight, 0, PROMPT_TOKENS - 8)()
+    runner.cache.data.fill_(0.5)  # memory that was never written reads faster than real keys
     cold = timed(step([one], 0, PROMPT_TOKENS), runs)
     warm = timed(step([one], CACHED_TOKENS, PROMPT_TOKENS), 3 * runs)
     cells = [

@@ -1,4 +1,4 @@
-"""The pool's size and its reading and writing."""
+"""The pool of keys and values: written by slot, read by block."""
 
 import pytest
 import torch
@@ -14,16 +14,8 @@ def pool(blocks: int = 6) -> KvCache:
     return KvCache(LAYOUT, blocks, device=CPU, dtype=torch.float32)
 
 
-def test_bytes_are_counted_as_they_are_held() -> None:
-    assert LAYOUT.token_bytes == 3 * 2 * 2 * 4 * 4
-    assert LAYOUT.block_bytes == 8 * LAYOUT.token_bytes
-    assert LAYOUT.blocks_in(10 * LAYOUT.block_bytes + 1) == 10
+def test_it_holds_as_many_bytes_as_the_layout_says() -> None:
     assert pool(6).nbytes == 6 * LAYOUT.block_bytes
-
-
-def test_smollm2_takes_23040_bytes_a_token_in_bfloat16() -> None:
-    layout = KvLayout(layers=30, kv_heads=3, head_dim=64, block_tokens=32, itemsize=2)
-    assert layout.token_bytes == 23_040
 
 
 def test_what_is_written_by_slot_is_read_by_block() -> None:

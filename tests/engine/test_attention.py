@@ -1,0 +1,44 @@
+"""Rows against paged keys."""
+
+import pytest
+import torch
+
+from engine.kv.cache import KvCache
+from engine.kv.layout import KvLayout
+from engine.models.attention import Group, attend, causal_mask
+from tests.kit.stage import CPU
+
+HEADS, KV_HEADS, DIM, BLOCK = 6, 2, 8, 32
+
+
+def plain(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """One row of queries (H, D) over keys and values (tokens, K, D), by the formula."""
+    rows = []
+    for head in range(HEADS):
+        group = head // (HEADS // KV_HEADS)
+        weights = (keys[:, group] @ queries[head] / DIM**0.5).softmax(0)
+        rows.append(weights @ values[:, group])
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("query_rows", [1, 4, 16])
+def test_each_row_attends_to_its_own_past_in_its_own_blocks(query_rows: int) -> None:
+    dice = torch.Generator().manual_seed(0)
+    layout = KvLayout(layers=1, kv_heads=KV_HEADS, head_dim=DIM, block_tokens=BLOCK, itemsize=4)
+    cache = KvCache(layout, 8, device=CPU, dtype=torch.float32)
+    cache.data.copy_(torch.randn(cache.data.shape, generator=dice))
+    tables = torch.tensor([[5, 1, 7, 0], [2, 6, 2, 2]])
+    positions = torch.tensor([[97, 98, 99], [40, 41, 42]])
+    queries = torch.randn(6, HEADS, DIM, generator=dice)
+    mask = causal_mask(positions, 128, groups=3, query_rows=query_rows, dtype=torch.float32)
+    out = attend(queries, cache, 0, Group(0, 6, 2, tables.flatten(), mask))
+    for row, position in enumerate(positions.flatten().tolist()):
+        kept = cache.data[0, tables[row // 3]].flatten(0, 1)[: position + 1]
+        expected = plain(queries[row], kept[:, 0], kept[:, 1])
+        torch.testing.assert_close(out[row], expected)
+
+
+def test_masked_rows_are_padded_to_whole_groups_by_the_last_one() -> None:
+    mask = causal_mask(torch.tensor([[3, 4]]), 8, groups=3, query_rows=4, dtype=torch.float32)
+    assert mask.shape == (1, 1, 8, 8)
+    assert (mask[0, 0] == 0).sum(-1).tolist() == [4, 5, 4, 5, 4, 5, 5, 5]
