@@ -3,14 +3,18 @@
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import aiohttp
 import orjson
@@ -173,6 +177,34 @@ async def test_a_request_that_is_no_http_leaves_none_of_its_bytes_in_the_log() -
         assert "no valid HTTP" in said
         assert "canary" not in said
         assert "Traceback" not in said
+
+
+def test_it_can_be_run_from_the_main_thread_of_any_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in this process, where coverage can see it; a thread stands in for the clients."""
+    listeners: Queue[socket.socket] = Queue()
+    bind = module._bind
+
+    def bind_and_tell(host: str, port: int) -> socket.socket:
+        bound = bind(host, port)
+        listeners.put(bound)
+        return bound
+
+    def use_and_stop() -> None:
+        port = listeners.get().getsockname()[1]
+        with urlopen(f"http://127.0.0.1:{port}/healthz") as response:
+            assert response.status == 200
+        waiting = socket.create_connection(("127.0.0.1", port))
+        waiting.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        os.kill(os.getpid(), signal.SIGTERM)
+        waiting.close()
+
+    monkeypatch.setattr(module, "_bind", bind_and_tell)
+    backend = {"name": "up", "base_url": "http://127.0.0.1:9/v1", "models": ["m"]}
+    config = Config.model_validate({"server": {"port": 0}, "backends": [backend]})
+    with ThreadPoolExecutor() as threads:
+        client = threads.submit(use_and_stop)
+        assert module.serve(config) == 0
+        client.result()
 
 
 def test_other_errors_of_the_server_keep_their_traceback() -> None:

@@ -111,6 +111,26 @@ async def test_whatever_is_raised_becomes_an_error_object(
         assert "secret" not in body["message"]
 
 
+async def test_a_redirect_is_left_to_the_server() -> None:
+    async def elsewhere(_: web.Request) -> web.Response:
+        raise web.HTTPFound("/elsewhere")
+
+    async with serving(elsewhere) as url:
+        status, headers, _ = await asked(url, allow_redirects=False)
+        assert (status, headers["Location"]) == (302, "/elsewhere")
+
+
+async def test_an_answer_that_has_begun_is_left_as_it_is() -> None:
+    async def begun(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write_eof(b"done")
+        return response
+
+    async with serving(begun) as url:
+        assert (await asked(url))[2] == b"done"
+
+
 async def test_an_answer_keeps_a_request_id_of_its_own() -> None:
     async def named(_: web.Request) -> web.Response:
         return web.json_response({}, headers={"X-Request-ID": "its own"})
