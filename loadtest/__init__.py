@@ -6,6 +6,6 @@ timed by ``tests/``), and not part of the installed package.
 
 Read in this order: ``README.md``, ``workloads`` (what users ask) and ``answers`` (what counts as an
 answer), ``locustfile``, ``bench_gateway`` (hits and misses against bare aiohttp), ``client`` (who
-asks), ``floors`` and ``mock_upstream`` (what it is compared with), ``bench_engine`` and ``asking``
-(the model side), ``bench_tile``.
+asks), ``floors`` and ``mock_upstream`` (what it is compared with), ``bench_engine``, ``asking`` and
+``neighbours`` (the model side), ``bench_tile``.
 """

@@ -13,8 +13,8 @@ then once more with ``KVGATE_ENGINE__PREFIX_CACHE=0``, and asks both the same:
 * a conversation of ten turns: the time to the first word of each.
 
 Nothing else should run: the matrix products wait for the slowest of their threads, so that one
-other busy process makes them many times slower. The load average is printed and kept with the
-figures.
+other busy process makes them many times slower. How much of the machine others used is printed and
+kept with the figures.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +37,7 @@ from rich.table import Table
 
 from loadtest import report
 from loadtest.asking import Answer, Asker
+from loadtest.neighbours import Neighbours, family, rss_mib
 from loadtest.processes import Server
 from loadtest.stats import Spread, figure, ratios, spread
 
@@ -84,13 +85,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All that was measured of one kvgate. ``rss_mib`` and ``ready_s`` are of this start of it."""
+    """All that was measured of one kvgate; ``others`` is what else ran meanwhile, in cores."""
 
     rows: Sequence[Row]
     tokens_per_s: Mapping[int, Spread]
     turns: Sequence[Turn]
     ready_s: float
     rss_mib: Mapping[str, float]
+    others: float | None
     engine: Mapping[str, Any]
 
 
@@ -209,37 +211,32 @@ def measure(*, reuse: bool, repeat: int, tokens: int, log: Path) -> Measured:
         ready_path="/readyz", ready_s=READY_S, log=log,
         environment={"KVGATE_ENGINE__PREFIX_CACHE": "1" if reuse else "0"},
     )  # fmt: skip
-    with server, Asker(server.port) as asker:
+    with server:
         ready_s = time.perf_counter() - began_s
-        two_questions(asker, repeat=1, bar="")  # not measured: memory is touched, code is warm
-        rows = [two_questions(asker, repeat=repeat, bar=">= 4" if reuse else "about 1")]
+        neighbours = Neighbours(server.pid)
+        with Asker(server.port) as asker:
+            two_questions(asker, repeat=1, bar="")  # not measured: memory is touched, code is warm
+            rows = [two_questions(asker, repeat=repeat, bar=">= 4" if reuse else "about 1")]
+            if reuse:
+                rows.append(same_question(asker, repeat=repeat))
+            turns = conversation(asker, len(TURNS))
         tokens_per_s: dict[int, Spread] = {}
-        if reuse:
-            rows.append(same_question(asker, repeat=repeat))
-            for streams in STREAMS:
-                rates = [decode(server.port, streams, tokens=tokens) for _ in range(repeat)]
-                tokens_per_s[streams] = spread(rates)
-        turns = conversation(asker, len(TURNS))
-        return Measured(rows, tokens_per_s, turns, ready_s, rss_mib(server), engine_of(server))
+        for streams in STREAMS if reuse else ():
+            rates = [decode(server.port, streams, tokens=tokens) for _ in range(min(3, repeat))]
+            tokens_per_s[streams] = spread(rates)
+        others = neighbours.cores(time.perf_counter() - began_s - ready_s)
+        return Measured(
+            rows, tokens_per_s, turns, ready_s, memory(server), others, engine_of(server)
+        )
 
 
-def rss_mib(server: Server) -> dict[str, float]:
+def memory(server: Server) -> dict[str, float]:
     """Resident memory of the gateway and of its engine; nothing where the system does not say."""
     found = {}
     with contextlib.suppress(OSError):
-        found["gateway"] = _rss_mib(server.pid)
-        found["engine"] = sum(_rss_mib(pid) for pid in _children(server.pid))
+        gateway, *engine = family(server.pid)
+        found = {"gateway": rss_mib(gateway), "engine": sum(map(rss_mib, engine))}
     return found
-
-
-def _rss_mib(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
-
-
-def _children(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        yield from (int(child) for child in (task / "children").read_text().split())
 
 
 def engine_of(server: Server) -> dict[str, Any]:
@@ -255,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--repeat", type=int, default=7, help="times that each figure is taken")
+    parser.add_argument("--repeat", type=int, default=5, help="times that each figure is taken")
     parser.add_argument("--tokens", type=int, default=96, help="length of the streamed answers")
     parser.add_argument("--quick", action="store_true", help="2 times, 32 tokens")
     asked = parser.parse_args()
@@ -306,8 +303,10 @@ def show(console: Console, on: Measured, off: Measured) -> None:
         talk.add_row(str(number), str(one.prompt_tokens), str(one.hit_tokens), *times)
     console.print(talk)
     starts = statistics.mean((on.ready_s, off.ready_s))
-    memory = ", ".join(f"{name} {figure(mib)} MiB" for name, mib in on.rss_mib.items())
-    console.print(f"ready {figure(starts)} s after the start; resident: {memory}")
+    held = ", ".join(f"{name} {figure(mib)} MiB" for name, mib in on.rss_mib.items())
+    console.print(f"ready {figure(starts)} s after the start; resident: {held}")
+    if on.others is not None and off.others is not None:
+        console.print(f"others used {max(on.others, off.others):.2f} cores meanwhile")
 
 
 def _shown(value: Spread) -> str:
