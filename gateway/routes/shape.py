@@ -94,6 +94,8 @@ def error_headers(error: GatewayError) -> dict[str, str]:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     mended_by_time = error.status >= 500 and not isinstance(error, ClientFault)
     if not mended_by_time and error.status not in {408, 409, 429}:
         headers["X-Should-Retry"] = "false"

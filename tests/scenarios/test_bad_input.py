@@ -271,7 +271,7 @@ async def head_of(service: Service, header: bytes) -> list[bytes]:
 NAMES = st.sampled_from([b"X-Cache-ID", b"X-Cache-Tags", b"X-Cache-Context", b"X-Cache-Odd"])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(NAMES, st.binary(max_size=20)), max_size=6))
 async def test_no_header_of_a_request_makes_headers_of_an_answer(
     values: list[tuple[bytes, bytes]],
@@ -289,7 +289,7 @@ async def test_no_header_of_a_request_makes_headers_of_an_answer(
             }  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.text(max_size=30), max_size=6))
 async def test_whatever_the_cache_key_no_header_is_forged(keys: list[str]) -> None:
     async with serving() as service:

@@ -145,6 +145,10 @@ async def test_an_answer_keeps_a_request_id_of_its_own() -> None:
     [
         (ClientFault("", code=""), {"X-Should-Retry": "false"}),
         (ClientFault("", code="", status=504), {"X-Should-Retry": "false"}),
+        (
+            ClientFault("", code="", status=401),
+            {"WWW-Authenticate": "Bearer", "X-Should-Retry": "false"},
+        ),
         (ClientFault("", code="", status=409), {}),
         (ClientFault("", code="", status=408), {}),
         (BackendFault("", code="", status=429, retry_after_s=0.2), {"Retry-After": "1"}),
