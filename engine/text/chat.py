@@ -12,7 +12,9 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.errors import ModelLoadError, RequestError
@@ -35,6 +37,16 @@ def _local_now() -> datetime:
     return datetime.now().astimezone()
 
 
+class _Generation(Extension):
+    """`{% generation %}` marks an answer for training; what it encloses is written as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's name and type
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class ChatTemplate:
     """A compiled chat template.
 
@@ -53,7 +65,7 @@ class ChatTemplate:
         if len(source) > _MAX_TEMPLATE_CHARS:
             raise ModelLoadError(f"the chat template has {len(source)} characters")
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception

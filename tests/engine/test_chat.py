@@ -99,6 +99,11 @@ def test_blocks_leave_no_blank_lines_and_loops_can_be_left() -> None:
     assert template(source).render(user("a") + user("b") + user("c")) == "user\n"
 
 
+def test_marks_for_training_are_passed_over() -> None:
+    source = "{% generation %}{{ messages[0].content }}{% endgeneration %}."
+    assert template(source).render(user("hi")) == "hi."
+
+
 @pytest.mark.parametrize(
     "source",
     [
