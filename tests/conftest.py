@@ -1,7 +1,28 @@
-"""Settings of the test tools that have no place in pyproject.toml."""
+"""What several rooms' tests share: the real model's file, settings of the test tools."""
 
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+# Two OpenMP threads that spin while they wait for each other stand still when a test's other
+# processes need the cores; the engine's own process sets the same. Before anything imports torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # A machine under load is slow, not wrong: how long an example takes decides nothing here.
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def smollm_path() -> Path:
+    """SmolLM2-135M-Instruct as GGUF: `KVGATE_TEST_MODEL`, or fetched on first use."""
+    given = os.environ.get("KVGATE_TEST_MODEL")
+    if given:
+        return Path(given)
+    from engine.weights.fetch import ensure_default_model
+
+    return ensure_default_model()
