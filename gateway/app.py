@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,13 @@ async def build(
         RequestLog(config.server.log_level, config.server.log_format, log_stream or sys.stderr),
     )
     pipeline = Pipeline(
-        rules=rules, store=store, flights=flights, recall=recall, now=now, draw=draw
+        rules=rules,
+        store=store,
+        flights=flights,
+        recall=recall,
+        now=now,
+        draw=draw,
+        store_failed=journal.store_failed,
     )
     gateway = Gateway(config, store, flights, recall, router, journal, pipeline, engine, tasks)
     completions = Completions(
@@ -113,7 +120,7 @@ async def build(
         authenticator=authenticator,
         router=router,
         store=store,
-        recall=recall,
+        pipeline=pipeline,
         journal=journal,
         rules=rules,
         now=now,
@@ -232,9 +239,10 @@ async def _lifetime(gateway: Gateway, session: aiohttp.ClientSession) -> AsyncIt
     try:
         yield
     finally:
-        await gateway.tasks.close()
-        gateway.journal.settle()
-        if gateway.engine is not None:
-            await gateway.engine.stop()
-        await session.close()
-        await gateway.store.close()
+        async with AsyncExitStack() as last:  # whatever fails here, the engine's child must go
+            last.push_async_callback(gateway.store.close)
+            last.push_async_callback(session.close)
+            if gateway.engine is not None:
+                last.push_async_callback(gateway.engine.stop)
+            await gateway.tasks.close()
+            gateway.journal.settle()

@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from gateway.config_values import (
     AtLeastOne,
@@ -23,6 +23,7 @@ from gateway.config_values import (
     Whole,
     one_of,
     only,
+    power_of_two,
 )
 from policies.eviction import Priority
 from policies.rules import Match, ScopeName, TierName
@@ -86,7 +87,7 @@ class Tenant(Section):
     user: Text | None = None
     trusted_proxy: bool = False
     admin: bool = False
-    max_bytes: Size | None = None
+    max_bytes: Annotated[None, only(None)] = None
 
 
 class Backend(Section):
@@ -122,7 +123,7 @@ class Engine(Section):
     mla: Annotated[str, only("auto")] = "auto"
     max_model_len: Annotated[Whole, Field(ge=1)] = 8192
     prefix_cache: bool = True
-    block_tokens: Annotated[Whole, Field(ge=1, le=4096)] = 32
+    block_tokens: Annotated[Whole, Field(ge=8, le=128), AfterValidator(power_of_two)] = 32
     kv_memory: Size = 2**30
     kv_host_memory: Annotated[Size, only("2GiB")] = 2 * 2**30
     kv_disk: KvDisk = KvDisk()
@@ -205,9 +206,9 @@ class RequestLimits(Section):
 class Store(Section):
     """What all tiers share."""
 
-    disk_path: Text | None = None
+    disk_path: Annotated[None, only(None)] = None
     redis_url: Annotated[str | None, only(None)] = None
-    timeout_ms: Annotated[float, Field(gt=0, le=60000)] = 50.0
+    timeout_ms: Annotated[int, only(50)] = 50
 
 
 class Warm(Section):

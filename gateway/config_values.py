@@ -157,6 +157,13 @@ def one_of(available: tuple[str, ...], *, later: tuple[str, ...]) -> BeforeValid
     return BeforeValidator(check)
 
 
+def power_of_two(value: int) -> int:
+    """Blocks must tile the engine's key tiles."""
+    if value & (value - 1):
+        raise ValueError("must be a power of two")
+    return value
+
+
 def not_empty(value: tuple[object, ...]) -> tuple[object, ...]:
     """Unlike ``min_length``, silent when an item was already refused."""
     if not value:

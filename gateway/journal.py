@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import structlog
+
 from gateway.metrics import Metrics
 from gateway.request_log import MAX_NAME, Answered, RequestLog, Visit
 from policies.outcome import Outcome
@@ -72,6 +74,9 @@ class Statistics:
     store_errors: int = 0
 
 
+_log = structlog.get_logger("kvgate")
+
+
 class Journal:
     """Takes every outcome once, after its answer has left. Belongs to one event loop."""
 
@@ -111,6 +116,12 @@ class Journal:
         self.metrics.refused(endpoint, status)
         line = {"event": "refused", "id": request_id, "endpoint": endpoint, "status": status}
         self._log.write([line | {"code": code, "ms": round(seconds * 1000, 2)}])
+
+    def store_failed(self, error: Exception) -> None:
+        """An answer was given and could not be stored."""
+        self.statistics.store_errors += 1
+        self.metrics.store_failed()
+        _log.warning("answer not stored", error=type(error).__name__, reason=str(error)[:200])
 
     def left(self, *, request_id: str, endpoint: str, seconds: float) -> None:
         """The client went away before its answer was whole."""

@@ -105,6 +105,10 @@ class Metrics:
         if outcome.store_error:
             self._store_errors.inc()
 
+    def store_failed(self) -> None:
+        """Count a store call that failed after its request was answered."""
+        self._store_errors.inc()
+
     def refused(self, endpoint: str, status: int) -> None:
         """Count a call that ended in an error before or instead of an answer."""
         self._requests.labels(endpoint, "none", str(status), OTHER, OTHER).inc()

@@ -11,10 +11,11 @@ outcome. Whoever asks first owns nothing: the work belongs to the flight.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import assert_never
+from typing import Final, assert_never
 
 import orjson
 
@@ -34,6 +35,9 @@ from policies.keys import Scope, entry_key
 from policies.outcome import Completed, Ending, Failed, Forwarded, Outcome, Usage
 from policies.plan import Plan
 from policies.rules import Rules
+
+MAX_CLEARINGS: Final = 256
+"""Invalidations that flights in the air are held against; older ones have landed long ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class Pipeline:
         recall: Recall,
         now: Callable[[], float],
         draw: Callable[[], float],
+        store_failed: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         self._rules = rules
         self._store = store
@@ -75,6 +80,9 @@ class Pipeline:
         self._recall = recall
         self._now = now
         self._draw = draw
+        self._store_failed = store_failed
+        self._clearings = 0
+        self._cleared: deque[tuple[int, Selector]] = deque(maxlen=MAX_CLEARINGS)
 
     async def answer(self, call: Call, plan: Plan, backend: Backend) -> Answer:
         """Answer ``call`` as ``plan`` says.
@@ -118,6 +126,14 @@ class Pipeline:
             return await self.answer(call, plan, backend)
         last_resort = _kept(entry, plan, verdict) if entry and isinstance(verdict, Stale) else None
         return await self._fly(call, plan, backend, missed, last_resort)
+
+    async def clear(self, selector: Selector) -> Sequence[EntryMeta]:
+        """Drop what is meant, now and out of the flights in the air. Raises: StoreError."""
+        self._clearings += 1
+        self._cleared.append((self._clearings, selector))
+        gone = await self._store.remove(selector)
+        self._recall.left((meta.key for meta in gone), "invalidated")
+        return gone
 
     async def _missed(self, plan: Plan, *, expired: bool, store_failed: bool) -> Outcome:
         """The outcome so far of a call that needs a backend, and why it does."""
@@ -169,8 +185,8 @@ class Pipeline:
             flight = self._flights.start(
                 plan.key if shared else None,
                 lambda: self._work(call, plan, backend),
-                finish_alone=plan.preload,
             )
+        flight.finish_alone |= plan.preload
         reader = flight.read()
         try:
             first = await anext(reader)
@@ -192,14 +208,17 @@ class Pipeline:
     def _renew(self, call: Call, plan: Plan, backend: Backend) -> None:
         """Compute anew behind the reader's back, unless that is under way already."""
         if plan.may_store and self._flights.find(plan.key) is None:
+            # A refusal must not take the place of the good answer that is being renewed.
+            renewal = replace(plan, may_read=False)
             self._flights.start(
-                plan.key, lambda: self._work(call, plan, backend), finish_alone=True
+                plan.key, lambda: self._work(call, renewal, backend), finish_alone=True
             )
 
     async def _work(self, call: Call, plan: Plan, backend: Backend) -> AsyncGenerator[Piece, None]:
         """What a flight does: pass the backend's pieces on, then store the answer."""
         parts: list[Chunk | Whole] = []
         ending: Ending | None = None
+        clearings = self._clearings
         async with aclosing(backend.run(call, plan)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Chunk | Whole):
@@ -209,11 +228,17 @@ class Pipeline:
                 yield piece
         if ending is not None and plan.may_store:
             await asyncio.sleep(0)  # the readers first: they have waited long enough
-            await self._keep(call, plan, parts, ending)
+            await self._keep(call, plan, parts, ending, clearings)
 
     async def _keep(
-        self, call: Call, plan: Plan, parts: list[Chunk | Whole], ending: Ending
+        self,
+        call: Call,
+        plan: Plan,
+        parts: list[Chunk | Whole],
+        ending: Ending,
+        clearings: int,
     ) -> None:
+        """Store what ended well, unless it was cleared away after ``clearings`` of them."""
         if isinstance(ending, Failed):
             body = orjson.dumps(from_failed(ending).body())
         else:
@@ -231,9 +256,12 @@ class Pipeline:
                 assert_never(verdict)
         now = self._now()
         meta = _meta(call, plan, ending, verdict, self._rules, now=now, size_bytes=len(body))
+        if any(number > clearings and what.matches(meta) for number, what in self._cleared):
+            return
         try:
             stored = await self._store.put(Entry(meta, body), now=now)
-        except StoreError:
+        except Exception as error:  # noqa: BLE001 - the readers are served; nobody else would say it
+            self._store_failed(error)
             return
         self._remember(plan, stored)
 

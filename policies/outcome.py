@@ -63,7 +63,7 @@ class Outcome:
     A stream's opening headers are rendered from an outcome made before its ending is known, its
     last chunk from a second one. ``hit`` says that the response level answered, or that the
     backend reused at least one KV block. ``age_s`` and ``ttl_left_s`` are set when a stored
-    answer was served; on a miss ``ttl_left_s`` is what the new entry gets, None when none is
+    answer was served; on a miss ``ttl_left_s`` is what the new entry gets at most, None when none is
     kept. ``forwarded`` is None when no backend was asked. ``key`` is the public key.
     ``detail`` is a word for Cache-Status when something went wrong on our side of the cache.
     """

@@ -176,6 +176,8 @@ class EngineProcess:
             ready_s = self._clock()
             self.state = "ready"
             self._log.info("engine ready", pid=child.pid, after_s=round(ready_s - began_s, 2))
+        await child.exited.wait()
+        self.state = "restarting"  # at once: its last output may take a moment to arrive
         await child.gone()
         self._child = None
         return self._last_words(child, self._clock() - ready_s if ready_s is not None else 0.0)

@@ -146,6 +146,8 @@ class OpenAIBackend:
             return 0
         wish = {"all": True} if salt is None else {"salt": salt}
         answer = await self._exchange("POST", self._root() + "/kv/invalidate", orjson.dumps(wish))
+        if answer.status != 200:
+            raise BackendFault(f"{self.name} kept its KV", code="backend_bad_answer")
         return int(_json_object(self.name, answer.body).get("tokens", 0))
 
     async def kv_stats(self) -> Json | None:

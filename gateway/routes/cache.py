@@ -12,7 +12,7 @@ from aiohttp import web
 from gateway.auth import Authenticator
 from gateway.errors import ClientFault, GatewayError
 from gateway.journal import Journal, Tally
-from gateway.recall import Recall
+from gateway.pipeline import Pipeline
 from gateway.router import Router
 from gateway.routes.shape import body_of, json_response, object_of
 from gateway.store.base import Selector
@@ -35,7 +35,7 @@ class Cache:
         authenticator: Authenticator,
         router: Router,
         store: Tiers,
-        recall: Recall,
+        pipeline: Pipeline,
         journal: Journal,
         rules: Rules,
         now: Callable[[], float],
@@ -43,7 +43,7 @@ class Cache:
         self._authenticator = authenticator
         self._router = router
         self._store = store
-        self._recall = recall
+        self._pipeline = pipeline
         self._journal = journal
         self._rules = rules
         self._now = now
@@ -116,8 +116,7 @@ class Cache:
     async def delete_entry(self, request: web.Request) -> web.Response:
         """Drop one entry. Raises: ClientFault 404."""
         meta = await self._find(request)
-        gone = await self._store.remove(Selector(meta.scope.tenant, key=meta.key))
-        self._recall.left((gone_meta.key for gone_meta in gone), "invalidated")
+        gone = await self._pipeline.clear(Selector(meta.scope.tenant, key=meta.key))
         return json_response({"deleted": len(gone), "key": public_key(meta.key)})
 
     async def invalidate(self, request: web.Request) -> web.Response:
@@ -128,8 +127,7 @@ class Cache:
         principal = self._who(request)
         wish = object_of(await body_of(request))
         selector, everything = _selector(wish, principal)
-        gone = await self._store.remove(selector)
-        self._recall.left((meta.key for meta in gone), "invalidated")
+        gone = await self._pipeline.clear(selector)
         tokens = await self._drop_kv(self._salts(selector, principal, everything=everything))
         return json_response({"entries": len(gone), "kv_tokens": tokens})
 
@@ -144,6 +142,10 @@ class Cache:
             scopes.append(Scope(kind="tenant", tenant=principal.tenant))
         if selector.user is not None:
             scopes.append(Scope(kind="user", tenant=principal.tenant, user=selector.user))
+        if selector.batch is not None:
+            scopes.append(Scope(kind="batch", tenant=principal.tenant, batch=selector.batch))
+        if selector.context is not None:
+            scopes.append(Scope(kind="shared", tenant=principal.tenant, context=selector.context))
         return [kv_salt(scope, self._rules.kv_secret) for scope in scopes]
 
     async def _drop_kv(self, salts: Iterable[str | None]) -> int:
@@ -241,7 +243,7 @@ def _dicts(tallies: Iterable[tuple[str, Tally]]) -> dict[str, Any]:
 
 
 def _limit(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_PAGE:
+    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= MAX_PAGE:
         raise ClientFault(
             f"limit must be a whole number from 1 to {MAX_PAGE}.",
             code="invalid_value",

@@ -35,14 +35,15 @@ from gateway.routes.shape import (
 )
 from policies.call import Call, Endpoint, parse_call
 from policies.directive import parse_directive
+from policies.keys import Principal
 from policies.outcome import Abandoned, Completed, Failed, Outcome
 from policies.plan import Plan, decide
 from policies.rules import Rules
 
 _ID_PREFIX: Final[dict[Endpoint, str]] = {"chat": "chatcmpl-", "completions": "cmpl-"}
-_SPOKEN_HEADERS: Final = ("x-cache-", "authorization", "cache-control")
+_SPOKEN_HEADERS: Final = ("x-cache-", "cache-control")
 Spoken = tuple[tuple[str, str], ...]
-"""The headers that say something about caching or rights."""
+"""The headers that say something about caching."""
 MEMO_BYTES: Final = 4 * 1024 * 1024
 """Of requests whose plans are remembered; a plan weighs a few times its request."""
 MEMO_BODY_BYTES: Final = 64 * 1024
@@ -80,9 +81,9 @@ class Completions:
         self._rules = rules
         self._now = now
         self._clock = clock
-        # What was answered from the store is understood once: by its bytes and the headers that
-        # say something about caching or rights. Rules, keys and routes never change.
-        self._memo: cachetools.LRUCache[tuple[Endpoint, bytes, Spoken], Asked] = (
+        # What was answered from the store is understood once: by who asks, the bytes, and the
+        # headers that say something about caching. Rules and routes never change.
+        self._memo: cachetools.LRUCache[tuple[Endpoint, Principal, bytes, Spoken], Asked] = (
             cachetools.LRUCache(MEMO_BYTES, getsizeof=_memo_size)
         )
 
@@ -97,17 +98,18 @@ class Completions:
     async def _handle(self, request: web.Request, endpoint: Endpoint) -> web.StreamResponse:
         visit = Visit(request_id_of(request), endpoint, self._clock())
         try:
+            principal = self._authenticator.principal(request.headers.get("Authorization"))
             raw = await body_of(request)
-            spoken = _spoken(request)
-            known = self._memo.get((endpoint, raw, spoken))
-            asked = known or self._understand(request, endpoint, raw, spoken)
+            said = (endpoint, principal, raw, _spoken(request))
+            known = self._memo.get(said)
+            asked = known or self._understand(*said)
             visit.plan, visit.stream = asked.plan, asked.call.stream
             answer = await self._pipeline.answer(asked.call, asked.plan, asked.backend)
             response: web.StreamResponse
             match answer:
                 case Kept():
                     if known is None and len(raw) <= MEMO_BODY_BYTES:
-                        self._memo[endpoint, raw, spoken] = asked
+                        self._memo[said] = asked
                     response = self._from_store(asked, answer, visit)
                 case Flown():
                     async with answer.reader:
@@ -132,10 +134,9 @@ class Completions:
         return response
 
     def _understand(
-        self, request: web.Request, endpoint: Endpoint, raw: bytes, spoken: Spoken
+        self, endpoint: Endpoint, principal: Principal, raw: bytes, spoken: Spoken
     ) -> Asked:
         """The request as data and its plan. Raises: RequestError, ClientFault."""
-        principal = self._authenticator.principal(request.headers.get("Authorization"))
         body = json_of(raw)
         call = parse_call(endpoint, body)
         directive = parse_directive(
@@ -280,7 +281,7 @@ def _spoken(request: web.Request) -> Spoken:
         [
             pair
             for pair in request.headers.items()
-            if pair[0][0] in "xXaAcC" and pair[0].lower().startswith(_SPOKEN_HEADERS)
+            if pair[0][0] in "xXcC" and pair[0].lower().startswith(_SPOKEN_HEADERS)
         ]
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import quote, unquote
 
 from aiohttp import web
 
@@ -41,7 +42,8 @@ class Models:
         target = self._router.target(model)
         if target.model in self._router.models():
             return json_response(self._card(model, target.model))
-        return await self._pass_on(request, target.backend)
+        # The name alone goes on, never the client's path or query: any key may ask this.
+        return await self._pass_on(request, target.backend, f"/models/{quote(target.model)}")
 
     async def forward(self, request: web.Request) -> web.StreamResponse:
         """What only a foreign backend can answer: stored completions, deleting a model.
@@ -55,10 +57,15 @@ class Models:
         backend = self._router.catch_all
         if backend is None:
             raise ClientFault("No backend here serves this route.", code="not_found", status=404)
-        return await self._pass_on(request, backend)
+        query = request.rel_url.raw_query_string
+        path = request.rel_url.raw_path.removeprefix("/v1") + (f"?{query}" if query else "")
+        return await self._pass_on(request, backend, path)
 
-    async def _pass_on(self, request: web.Request, backend: Backend) -> web.StreamResponse:
-        path = request.raw_path.removeprefix("/v1")
+    async def _pass_on(
+        self, request: web.Request, backend: Backend, path: str
+    ) -> web.StreamResponse:
+        if {".", "..", ""} & set(unquote(path.partition("?")[0]).split("/")[1:]):
+            raise ClientFault("No such route.", code="unknown_url", status=404)
         answer = await backend.forward(request.method, path, await body_of(request))
         if answer.status in {401, 403}:
             # The operator's key was refused, and the answer may quote it.

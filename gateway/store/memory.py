@@ -114,4 +114,6 @@ class MemoryStore:
 
 def footprint(entry: Entry) -> int:
     """Bytes that the entry is charged with."""
-    return len(entry.body) + OVERHEAD_BYTES
+    meta = entry.meta
+    names = (meta.cache_key, meta.batch_id, meta.user, meta.context, meta.scope.context, *meta.tags)
+    return len(entry.body) + OVERHEAD_BYTES + sum(4 * len(name) for name in names if name)

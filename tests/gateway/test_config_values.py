@@ -18,6 +18,7 @@ from gateway.config_values import (
     parse_duration,
     parse_size,
     parse_whole,
+    power_of_two,
     weak_key,
 )
 
@@ -160,3 +161,9 @@ def test_a_list_to_come_must_be_empty() -> None:
     assert empty_list(None) == ()
     with pytest.raises(ValueError, match="not available"):
         empty_list([1])
+
+
+def test_a_power_of_two_is_just_that() -> None:
+    assert [power_of_two(value) for value in (8, 32, 128)] == [8, 32, 128]
+    with pytest.raises(ValueError, match="power of two"):
+        power_of_two(100)

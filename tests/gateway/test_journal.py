@@ -196,3 +196,10 @@ async def test_a_visit_without_an_answer_is_not_counted() -> None:
     book.journal.settle()
     assert book.journal.statistics.total.requests == 0
     assert book.lines == []
+
+
+async def test_an_answer_that_was_not_stored_is_counted() -> None:
+    book = Book()
+    book.journal.store_failed(OSError("disk full"))
+    assert book.journal.statistics.store_errors == 1
+    assert b"kvgate_store_errors_total 1.0" in book.journal.metrics.page([], 0)

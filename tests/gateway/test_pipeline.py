@@ -8,7 +8,7 @@ import pytest
 
 from gateway.chunks import Whole
 from gateway.errors import ClientFault
-from gateway.pipeline import Flown, with_usage
+from gateway.pipeline import Flown, Pipeline, with_usage
 from gateway.store.base import Entry, Selector, Stored, StoreError
 from gateway.store.memory import MemoryStore
 from policies.freshness import EntryMeta
@@ -295,6 +295,29 @@ async def test_a_failing_store_never_fails_a_request(failing: str, stream: bool)
         assert text_of(body) == "Hello."
         assert outcome.store_error == ("get" in failing and outcome.forwarded == "uri-miss")
         assert outcome.detail == ("store-error" if outcome.store_error else None)
+
+
+async def test_an_answer_that_could_not_be_stored_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(whole_answer())
+    troubles: list[Exception] = []
+    bench.pipeline = Pipeline(
+        rules=bench.rules,
+        store=bench.store,
+        flights=bench.flights,
+        recall=bench.recall,
+        now=bench.clock.now,
+        draw=lambda: 0.0,
+        store_failed=troubles.append,
+    )
+
+    async def full(*_: object, **__: object) -> Stored:
+        raise StoreError("disk full")
+
+    monkeypatch.setattr(bench.store, "put", full)
+    await bench.ask()
+    assert [str(trouble) for trouble in troubles] == ["disk full"]
 
 
 async def test_identical_requests_are_one_run_even_without_a_store() -> None:

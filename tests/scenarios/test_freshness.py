@@ -1,5 +1,6 @@
 """How long an answer is good, what stands in for it, and what is remembered of a failure."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from gateway.chunks import Whole
 from gateway.errors import BackendFault, ClientFault
 from gateway.pipeline import Flown, Kept
+from gateway.store.base import Selector
 from tests.kit.bench import HOT, RULES, Bench, read, text_of
 from tests.kit.scripted_backend import (
     Gate,
@@ -224,3 +226,29 @@ async def test_a_backend_that_breaks_its_contract_leaves_no_reader_behind(script
     await bench.tasks.close()
     await bench.settled()
     assert len(bench.flights) == 0
+
+
+async def test_a_refused_renewal_leaves_the_good_answer_alone() -> None:
+    refused: Script = [failed(404, fault="client", code="model_loading")]
+    bench = Bench(whole_answer("old"), refused, refused)
+    await bench.ask(kv_cache=HOT)
+    bench.clock.advance(310)
+    outcome, _ = await bench.ask(kv_cache=HOT)
+    assert (outcome.stale, bench.runs) == (True, 2)
+    outcome, body = await bench.ask(kv_cache=HOT)
+    assert (outcome.level, text_of(body)) == ("response", "old")
+
+
+async def test_what_was_cleared_while_it_was_computed_is_not_stored() -> None:
+    gate = Gate()
+    bench = Bench([gate, *whole_answer("old")], whole_answer("new"))
+    wish = {"enabled": True, "cache_key": "doc"}
+    asking = asyncio.create_task(bench.ask(kv_cache=wish))
+    await gate.reached()
+    assert await bench.pipeline.clear(Selector("default", cache_key="doc")) == []
+    gate.open()
+    assert text_of((await asking)[1]) == "old"
+    outcome, body = await bench.ask(kv_cache=wish)
+    assert (outcome.level, text_of(body)) == ("none", "new")
+    outcome, _ = await bench.ask(kv_cache=wish)
+    assert outcome.level == "response"

@@ -366,5 +366,5 @@ async def test_what_is_remembered_of_requests_is_bounded_by_what_they_weigh(
             body += b',"user":"' + padding + b'"}'
             answer = await service.send("POST", "/v1/chat/completions", body)
             assert answer.headers["X-Cache-Hit"] == str(number > 0).lower()
-        held = [len(raw) for _, raw, _ in built[0]._memo]
+        held = [len(raw) for _, _, raw, _ in built[0]._memo]
         assert 0 < sum(held) <= 4 * 2**20

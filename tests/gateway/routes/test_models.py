@@ -1,5 +1,7 @@
 """What can be asked for; and requests that are no model call, passed on for admins."""
 
+import asyncio
+
 import pytest
 
 from tests.kit.scripted_upstream import Reply, ScriptedUpstream, error_reply, json_reply
@@ -42,7 +44,31 @@ async def test_a_backend_for_any_model_is_asked_for_its_own() -> None:
         listed = (await service.send("GET", "/v1/models")).body["data"]
         assert {card["id"] for card in listed} >= {"m", "up-1"}
         one = await service.send("GET", "/v1/models/up-1?x=1")
-        assert one.body == {"id": "up-1?x=1", "path": "/models/up-1?x=1"}
+        assert one.body == {"id": "up-1", "path": "/models/up-1"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/../files",
+        "/v1/models/%2e%2e/chat/completions",
+        "/v1/models/x/../../../admin?x=1",
+        "/v1/models/x//y",
+        "/v1/chat/completions/%2e%2e/%2e%2e/files",
+    ],
+)
+async def test_no_path_leads_out_of_the_route_with_the_operators_key(path: str) -> None:
+    """By a raw socket: client libraries tidy such paths up before they send them."""
+    async with serving(models=("*",)) as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode())
+        status = (await reader.read()).split(b" ", 2)[1]
+        writer.close()
+        await writer.wait_closed()
+        assert status == b"404"
+        assert service.upstream.calls == 0
 
 
 @pytest.mark.parametrize("reply", [error_reply(500), json_reply([]), Reply(("fin",))])
