@@ -52,7 +52,9 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_bos: bool) -> list[int]:
         """Token ids of a text. `add_bos` begins as the model was trained: not for a rendered chat."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_bos).ids
+        # a batch of one: unlike `encode` it lets other threads run meanwhile
+        (found,) = self._backend.encode_batch_fast([text], add_special_tokens=add_bos)
+        ids: list[int] = found.ids
         if add_bos and self._bos_token is not None:
             return [self._bos_token, *ids]
         return ids

@@ -39,6 +39,26 @@ def test_every_text_comes_back_whole(words: Tokenizer, text: str) -> None:
     assert words.decode(ids, skip_special=False) == text
 
 
+@pytest.mark.parametrize("add_bos", [True, False])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "the cat",
+        "  two\n\n lines\t",
+        "你好，世界",
+        "👩‍👩‍👧 ü e\u0301",
+        "a<|im_end|>b",
+        "x" * 5000,
+    ],
+)
+def test_ids_are_those_of_the_librarys_own_encode(
+    words: Tokenizer, text: str, *, add_bos: bool
+) -> None:
+    plain = words._backend.encode(text, add_special_tokens=add_bos).ids
+    assert words.encode(text, add_bos=add_bos) == plain
+
+
 @given(text=st.text())
 def test_the_bytes_of_the_tokens_make_the_text_as_it_streams(words: Tokenizer, text: str) -> None:
     stream = Detokenizer()
