@@ -27,9 +27,7 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reader = _open(path)
-        self.metadata: dict[str, Any] = {
-            name: field.contents() for name, field in self._reader.fields.items()
-        }
+        self.metadata: dict[str, Any] = _metadata(self._reader, path)
         found = {tensor.name: tensor for tensor in self._reader.tensors}
         self._rope_factors = found.pop(_ROPE_FACTORS, None)
         self._tensors = {self._renamed(name): tensor for name, tensor in found.items()}
@@ -140,6 +138,16 @@ def _open(path: Path) -> GGUFReader:
         return _Reader(path)
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError, OSError) as error:
         raise ModelLoadError(f"{path}: damaged or cut short ({error})") from error
+
+
+def _metadata(reader: GGUFReader, path: Path) -> dict[str, Any]:
+    values = {}
+    for name, field in reader.fields.items():
+        try:
+            values[name] = field.contents()
+        except (ValueError, IndexError, KeyError, TypeError) as error:
+            raise ModelLoadError(f"{path}: metadata {name} is damaged ({error})") from error
+    return values
 
 
 class _Reader(GGUFReader):  # type: ignore[misc]  # gguf carries no types

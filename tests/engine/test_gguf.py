@@ -52,6 +52,14 @@ def test_a_gguf_cut_short_is_said_to_be_damaged(tmp_path: Path, part: float) -> 
         load_here(tmp_path / "cut.gguf")
 
 
+def test_metadata_that_is_no_text_is_said_to_be_damaged(tmp_path: Path) -> None:
+    content = write_gguf(TinyLlama(), tmp_path / "whole.gguf").read_bytes()
+    at = content.index(b"llama", content.index(b"general.architecture"))
+    (tmp_path / "bad.gguf").write_bytes(content[:at] + b"\xff\xfe" + content[at + 2 :])
+    with pytest.raises(ModelLoadError, match=r"bad\.gguf: metadata general\.arch.* is damaged"):
+        load_here(tmp_path / "bad.gguf")
+
+
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     file = write_gguf(TinyLlama(), tmp_path / "tiny.gguf", leave_out=name)
