@@ -107,13 +107,17 @@ class Server:
         site = web.TCPSite(web_runner, config.host, config.port)
         try:
             await site.start()
-        except OSError as error:
-            message = f"cannot listen on {config.host} port {config.port}: {error.strerror}"
+        except (OSError, ValueError) as error:  # UnicodeError: a name that cannot be asked for
+            message = f"cannot listen on {config.host!r} port {config.port}: {_reason(error)}"
             raise ConfigError(message) from None
         port = web_runner.addresses[0][1]
         _log.info("listening on http://%s:%d", config.host, port)
         if config.port_file is not None:
-            _write_port(Path(config.port_file), port)
+            try:
+                _write_port(Path(config.port_file), port)
+            except (OSError, ValueError) as error:
+                message = f"cannot write the port file {config.port_file!r}: {_reason(error)}"
+                raise ConfigError(message) from None
 
     def _load(self) -> None:
         """In a thread of its own: /healthz answers and signals work meanwhile."""
@@ -178,6 +182,12 @@ def _exists(pid: int) -> bool:
 
 def _daemon(work: Callable[..., None], *arguments: object) -> None:
     threading.Thread(target=work, args=arguments, daemon=True).start()
+
+
+def _reason(error: Exception) -> str:
+    """In one line."""
+    said = (isinstance(error, OSError) and error.strerror) or str(error)
+    return " ".join(said.split()) or type(error).__name__
 
 
 def _write_port(path: Path, port: int) -> None:

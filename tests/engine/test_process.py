@@ -175,6 +175,8 @@ def test_what_cannot_start_says_so_in_one_line_and_exits_78(model: Path, tmp_pat
             (("--port", port, "--model", str(model)), f"port {port}"),
             (("--port", "0", "--model", str(tmp_path / "nothing.gguf")), "no such file"),
             (("--port", "0", "--model", str(damaged)), "model.gguf"),
+            (("--port", "0", "--host", "a" * 70), "cannot listen on 'aaa"),
+            (("--port", "0", "--port-file", str(tmp_path / "no/port")), "cannot write the port"),
             (("--port", "0", "--model", str(model), "--kv-memory", "1kB"), "kv_memory"),
         ]:
             code, said = failed(*flags)
