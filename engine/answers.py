@@ -158,9 +158,11 @@ class Shape:
 
     def fold(self, deltas: Sequence[Delta], usage: Usage) -> dict[str, Any]:
         """The plain answer out of all deltas of all choices."""
+        by_index: dict[int, list[Delta]] = {}
+        for delta in deltas:
+            by_index.setdefault(delta.index, []).append(delta)
         choices = []
-        for index in sorted({delta.index for delta in deltas}):
-            own = [delta for delta in deltas if delta.index == index]
+        for index, own in sorted(by_index.items()):
             text = "".join(delta.text for delta in own)
             logprobs = self._logprobs(tuple(one for delta in own for one in delta.shown))
             message: dict[str, Any] = (
