@@ -51,10 +51,16 @@ class Batch:
     """One tile, and where in it the rows are whose logits are wanted.
 
     wanted  (number of the logits row, row of the tile)
+    pieces  whose rows they are, in the order of the rows
     """
 
     tile: Tile
     wanted: tuple[tuple[int, int], ...]
+    pieces: tuple[Piece, ...]
+
+    def owners(self) -> list[Sequence]:
+        """The sequence of each row that is not padding."""
+        return [piece.sequence for piece in self.pieces for _ in range(piece.rows)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +133,7 @@ class BatchBuilder:
             slots=torch.tensor(slots, device=device),
             groups=tuple(self._groups(pieces)),
         )
-        return Batch(tile, tuple(rows_wanted))
+        return Batch(tile, tuple(rows_wanted), tuple(pieces))
 
     def _groups(self, pieces: list[Piece]) -> Iterator[Group]:
         row = 0

@@ -9,7 +9,7 @@ wishes into the thread and events out of it.
     sinks ◄──call_soon_threadsafe──────┘
 
 Every request that was accepted hears exactly one terminal event. A step that raises fails only the
-sequences that were in it; after `FAILED_STEPS_LIMIT` failing steps in a row the model is taken for
+sequences that were in it (a NaN only those it belongs to); after `FAILED_STEPS_LIMIT` failing steps in a row the model is taken for
 broken, everybody is told, and `on_fatal` is called so that the process can end and be restarted.
 """
 
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from engine.errors import ContextLengthError, NotReadyError, OverloadedError
-from engine.request import GenerationRequest, Pick, TokenEvent
+from engine.request import GenerationRequest, NonFiniteError, Pick, TokenEvent
 from engine.scheduler import Schedule, Scheduler
 
 FAILED_STEPS_LIMIT = 3
@@ -44,7 +44,7 @@ class Runner(Protocol[_MadeT_co]):
     """The model: computes the rows of a schedule, writes their KV."""
 
     def forward(self, schedule: Schedule, /) -> _MadeT_co:
-        """Logits of the last row of each span with `sample`, in order."""
+        """Logits of the last row of each span with `sample`, in order. Raises `NonFiniteError`."""
 
 
 class Sampler(Protocol[_TakenT_contra]):
@@ -108,6 +108,8 @@ class Engine(Generic[LogitsT]):
         try:
             logits = self.runner.forward(schedule)
             picks = self.sampler.pick(logits, schedule)
+        except NonFiniteError as error:
+            events = self._not_finite(error)
         except Exception as error:  # noqa: BLE001 - whatever a model raises, others are to go on
             events = self._step_failed(schedule, error)
         else:
@@ -123,6 +125,13 @@ class Engine(Generic[LogitsT]):
         message = f"The step that computed this request failed ({type(error).__name__})."
         sequences = [span.sequence for span in schedule.spans]
         return self.scheduler.fail(sequences, message, now=self._clock())
+
+    def _not_finite(self, error: NonFiniteError) -> list[TokenEvent]:
+        """Only theirs: the others' rows are not committed, so the next step computes them again."""
+        self._failed_steps += 1
+        _log.error("step %d: %s", self._steps, error)
+        message = "The model computed no finite numbers for this request."
+        return self.scheduler.fail(error.sequences, message, now=self._clock())
 
     @property
     def broken(self) -> bool:

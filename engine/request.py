@@ -8,7 +8,7 @@ what the client's side hears: one token, or the end, and every request hears exa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -114,6 +114,14 @@ class Sequence:
             f"Sequence({self.id} {self.request.lane} tokens={self.prompt_tokens}+{self.generated}"
             f" computed={self.computed} hit={self.hit_tokens} blocks={len(self.blocks)})"
         )
+
+
+class NonFiniteError(ArithmeticError):
+    """The model computed no numbers (NaN, infinity) for these sequences; the others are unharmed."""
+
+    def __init__(self, sequences: Iterable[Sequence]) -> None:
+        self.sequences = tuple(dict.fromkeys(sequences))
+        super().__init__(f"not finite: {', '.join(one.id for one in self.sequences)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.batch import BatchBuilder
+from engine.batch import Batch, BatchBuilder
 from engine.kv.cache import KvCache
 from engine.models.exact import ExactShapes, measure
 from engine.models.llama import LlamaModel
+from engine.request import NonFiniteError, Sequence
 from engine.scheduler import Schedule
 
 
@@ -49,20 +50,41 @@ class Runner:
     def forward(self, schedule: Schedule) -> Tensor:
         """Compute the schedule's rows: keys and values go into the pool.
 
-        Returns fp32 logits (spans with `sample`, V), in the order of the spans.
+        Returns fp32 logits (spans with `sample`, V), in the order of the spans. Raises `NonFiniteError`
+        for the sequences that have no numbers; what they wrote is zeroed, what others wrote stands.
         """
+        checks: list[tuple[Batch, Tensor]] = []
         hidden: list[Tensor] = []
         numbers: list[int] = []
         for batch in self._builder.build(schedule):
             rows = self.model.forward(batch.tile, self.cache)  # (M, hidden)
+            slots = batch.tile.slots
+            good = rows[: len(slots)].isfinite().all(-1) & self.cache.finite(slots)
+            checks.append((batch, good))
             if batch.wanted:
                 picked = torch.tensor([row for _, row in batch.wanted], device=rows.device)
                 hidden.append(rows.index_select(0, picked))
                 numbers += [number for number, _ in batch.wanted]
+        self._expel(checks)
         if not hidden:
             return torch.empty(0, self.model.config.vocab, device=self.model.device)
         order = torch.tensor(numbers, device=self.model.device).argsort()
-        return self._logits(torch.cat(hidden)[order])
+        logits = self._logits(torch.cat(hidden)[order])
+        good = logits.isfinite().all(-1)
+        if not bool(good.all()):
+            sampled = [span.sequence for span in schedule.spans if span.sample]
+            raise NonFiniteError(_bad(sampled, good))
+        return logits
+
+    def _expel(self, checks: list[tuple[Batch, Tensor]]) -> None:
+        """One look for the whole step: each would wait for the device."""
+        if not checks or bool(torch.cat([good for _, good in checks]).all()):
+            return
+        sequences: list[Sequence] = []
+        for batch, good in checks:
+            self.cache.clear(batch.tile.slots[~good])
+            sequences += _bad(batch.owners(), good)
+        raise NonFiniteError(sequences)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """(T, hidden) to (T, V), in padded pieces like every other linear layer."""
@@ -77,3 +99,7 @@ class Runner:
         counts = "/".join(map(str, self.shapes.row_counts))
         bits = "exact" if self.exact else "not exact"
         return f"Runner(tiles of {counts} rows, {bits}, {self.cache!r})"
+
+
+def _bad(owners: list[Sequence], good: Tensor) -> list[Sequence]:
+    return [one for one, fine in zip(owners, good.tolist(), strict=True) if not fine]

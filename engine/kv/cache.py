@@ -46,6 +46,18 @@ class KvCache:
         """Keep the rows keys_values (T, 2*K, D), keys first, at slots (T,)."""
         self._slots_by_layer[layer].index_copy_(0, slots, keys_values)
 
+    def finite(self, slots: Tensor) -> Tensor:
+        """Whether the keys and values at slots (T,) are numbers in every layer: (T,) of bool."""
+        good = torch.ones(slots.shape, dtype=torch.bool, device=slots.device)
+        for layer in self._slots_by_layer:
+            good &= layer.index_select(0, slots).isfinite().all(-1).all(-1)
+        return good
+
+    def clear(self, slots: Tensor) -> None:
+        """Write zeros at slots (T,) of all layers: a masked NaN would still spoil what reads beside it."""
+        for layer in self._slots_by_layer:
+            layer.index_fill_(0, slots, 0)
+
     def read(self, layer: int, tables: Tensor, sequences: int) -> tuple[Tensor, Tensor]:
         """Keys and values of whole blocks, tables (S * blocks,): twice (S, K, tokens, D)."""
         layout = self.layout
