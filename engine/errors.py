@@ -70,6 +70,15 @@ class ContextLengthError(RequestError):
             param=param,
         )
 
+    @classmethod
+    def at_least(cls, *, capacity: int, prompt: int, param: str = "messages") -> ContextLengthError:
+        """For a prompt that is too long however its text falls into tokens."""
+        return cls(
+            f"This model's maximum context length is {capacity} tokens. However, your {param}"
+            f" has at least {prompt} tokens. Please reduce its length.",
+            param=param,
+        )
+
 
 class UnknownModelError(RequestError):
     """The model named is not the one served here."""

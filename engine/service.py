@@ -21,6 +21,7 @@ from engine.errors import ContextLengthError, RequestError, UnknownModelError
 from engine.request import GenerationRequest, SamplingParams
 
 _INLINE_CHARS = 4096  # longer texts are made into tokens in a thread: streams must not stall
+_LONG_TOKEN_BYTES = 16
 ResultT = TypeVar("ResultT")
 
 
@@ -155,6 +156,8 @@ class Service:
         self.facts = dict(facts or {})
         # a tokenizer may know more tokens than the model has rows for
         self.vocabulary = min(text.vocab, vocabulary or text.vocab)
+        sizes = (len(text.token_bytes(i, skip_special=False)) for i in range(text.vocab))
+        self._longest_token = max(_LONG_TOKEN_BYTES, *sizes)
         self._wall_clock = wall_clock
         self.created = int(wall_clock())
         self._names = {model, "default", *also_named}
@@ -190,7 +193,7 @@ class Service:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
     ) -> tuple[int, ...]:
-        """Messages through the model's template, as token ids."""
+        """Messages through the model's template, as token ids. Raises `RequestError`."""
         template = self.text.chat
         if template is None:
             message = "This model has no chat template; use /v1/completions."
@@ -200,17 +203,25 @@ class Service:
             text = template.render(
                 messages, add_generation_prompt=add_generation_prompt, tools=tools
             )
-            return self.text.encode(text, add_bos=False)
+            return self._encode(text, "messages", add_bos=False)
 
-        size = sum(len(str(message.get("content"))) for message in messages)
-        return _some(await _off_loop(encode, size), "messages")
+        # always in a thread: short messages may come with long tools, and a template may be slow
+        return _some(await asyncio.to_thread(encode), "messages")
 
     async def prompt_tokens(self, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
         """A plain prompt as token ids; ids stay as they are."""
         if not isinstance(prompt, str):
             return prompt
-        tokens = await _off_loop(lambda: self.text.encode(prompt, add_bos=True), len(prompt))
+        tokens = await _off_loop(lambda: self._encode(prompt, "prompt", add_bos=True), len(prompt))
         return _some(tokens, "prompt")
+
+    def _encode(self, text: str, param: str, *, add_bos: bool) -> list[int]:
+        """Token ids, or `ContextLengthError` before making many more than the model takes."""
+        capacity = self.engine.scheduler.capacity_tokens
+        at_least = -(-len(text.encode()) // self._longest_token)
+        if at_least > capacity:
+            raise ContextLengthError.at_least(capacity=capacity, prompt=at_least, param=param)
+        return self.text.encode(text, add_bos=add_bos)
 
     async def prefill(self, tokens: tuple[int, ...], wish: KvWish) -> Usage:
         """Compute a prompt and keep its KV. Raises what `Engine.check` raises, `GenerationError`."""

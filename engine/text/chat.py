@@ -84,12 +84,12 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The prompt as text. Raises `RequestError` naming the message that cannot be rendered."""
-        plain = [_plain(message, number) for number, message in enumerate(messages)]
-        given = sum(len(str(message)) for message in plain) + len(str(tools or ""))
-        limit = 2 * given + _SPARE_CHARS
         parts: list[str] = []
         length = 0
         try:
+            plain = [_plain(message, number) for number, message in enumerate(messages)]
+            given = sum(len(str(message)) for message in plain) + len(str(tools or ""))
+            limit = 2 * given + _SPARE_CHARS
             for part in self._template.generate(
                 messages=plain,
                 tools=tools,

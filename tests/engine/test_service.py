@@ -35,8 +35,19 @@ async def test_a_request_larger_than_the_pool_is_refused_and_one_that_fits_alone
         assert [answer.status for answer in answers] == [200] * 4
 
 
+async def test_a_text_that_can_never_fit_is_refused_before_it_is_made_into_tokens() -> None:
+    async with scripted(max_model_len=40) as one:
+        one.text.encode = None  # type: ignore[method-assign,assignment]
+        error = await one.refused(CHAT, chat("x" * 640))
+        assert error["code"] == "context_length_exceeded"
+        assert "40 tokens" in error["message"]
+        assert "at least 42 tokens" in error["message"]  # of 16 bytes, with what the template adds
+        error = await one.refused(COMPLETIONS, {"prompt": "ü" * 321})
+        assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+
+
 async def test_a_long_text_is_made_into_tokens_beside_the_loop() -> None:
-    async with scripted() as one:
+    async with scripted(blocks=256, max_model_len=1000) as one:
         loop_thread, seen = threading.get_ident(), []
         encode = one.text.encode
 
@@ -45,9 +56,11 @@ async def test_a_long_text_is_made_into_tokens_beside_the_loop() -> None:
             return encode(text, add_bos=add_bos)[:20]
 
         one.text.encode = spy  # type: ignore[method-assign]
-        for content in ("short", "x" * 10_000):
-            assert (await one.post(CHAT, chat(content))).status == 200
+        for prompt in ("short", "x" * 5_000):
+            assert (await one.post(COMPLETIONS, {"prompt": prompt})).status == 200
         assert seen == [True, False]
+        assert (await one.post(CHAT, chat("short"))).status == 200
+        assert seen == [True, False, False]
 
 
 async def test_a_model_without_a_template_takes_completions_only() -> None:
