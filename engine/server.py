@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,21 +140,32 @@ async def _stream(request: web.Request, call: Call, *, include_usage: bool) -> w
     async with aclosing(call.deltas()) as deltas:
         first: Delta = await anext(deltas)
         response = web.StreamResponse(headers=_SSE | _kv_headers(call.usage()))
-        await response.prepare(request)
         try:
+            await response.prepare(request)
             await response.write(encode(map(shape.opening, call.indices)))
             await response.write(encode(shape.chunks(first)))
             async for delta in deltas:
                 await response.write(encode(shape.chunks(delta)))
             if include_usage:
                 await response.write(_event(shape.usage_chunk(call.usage())))
-            await response.write(b"data: [DONE]\n\n")
-        except EngineError as error:
-            await response.write(_event(error.as_json()))
+            await _end(response, b"data: [DONE]\n\n")
         except ConnectionResetError:
-            return response  # the client has left; closing the deltas ends the generation
-        await response.write_eof()
+            pass  # the client has left; closing the deltas ends the generation
+        except EngineError as error:
+            await _end(response, _event(error.as_json()))
+        except Exception:
+            if not response.prepared:
+                raise
+            # there is no second answer to a request: its stream ends with the error
+            _log.exception("%s %s failed in mid-stream", request.method, request.path)
+            await _end(response, _event(EngineError("The engine failed.").as_json()))
         return response
+
+
+async def _end(response: web.StreamResponse, last: bytes) -> None:
+    with suppress(ConnectionResetError):  # nobody is left to read it
+        await response.write(last)
+        await response.write_eof()
 
 
 # -- for the gateway -----------------------------------------------------------------------------

@@ -6,8 +6,10 @@ import json
 import threading
 
 import pytest
+from aiohttp import web
 
 from engine.errors import NotReadyError
+from engine.text.chat import ChatTemplate
 from tests.kit.scripted_service import CHAT, chat, scripted
 
 
@@ -86,6 +88,66 @@ async def test_a_step_that_fails_in_mid_stream_is_an_error_event_and_no_done() -
         assert "[DONE]" not in text
         last = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))
         assert last["error"]["code"] == "generation_failed"
+
+
+async def test_an_unexpected_fault_in_mid_stream_ends_the_stream_with_an_error_event(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with scripted() as one:
+        one.runner.gate = threading.Semaphore(4)
+        response = await one.post(CHAT, chat(stream=True))
+        one.text.token_bytes = None  # type: ignore[method-assign,assignment]
+        one.runner.gate.release(100)
+        events = (await response.text()).strip().split("\n\n")
+        last = json.loads(events[-1].removeprefix("data: "))
+        assert last["error"]["message"] == "The engine failed."
+        assert all(event.startswith("data: ") for event in events)
+        assert "[DONE]" not in events[-1]
+    assert caplog.text.count("failed in mid-stream") == 1
+
+
+async def test_an_error_that_a_client_who_left_does_not_hear_is_no_fault_of_the_engine(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = web.StreamResponse.write
+
+    async def gone(self: web.StreamResponse, data: bytes) -> None:
+        if b"error" in data:
+            raise ConnectionResetError
+        await write(self, data)
+
+    monkeypatch.setattr(web.StreamResponse, "write", gone)
+    async with scripted() as one:
+        one.runner.gate = threading.Semaphore(4)
+        response = await one.post(CHAT, chat(stream=True))
+        one.runner.fail_steps = 1
+        one.runner.gate.release(100)
+        assert "error" not in await response.text()
+    assert "POST" not in caplog.text
+
+
+@pytest.mark.parametrize("depth", [100, 1000])
+@pytest.mark.parametrize("member", ["content", "extra", "type", "tools"])
+async def test_deep_json_is_never_the_engines_fault(member: str, depth: int) -> None:
+    template = ChatTemplate(
+        "{{ tools }}{% for m in messages %}{{ m.role }}: {{ m }}{% endfor %}",
+        bos_token="",
+        eos_token="",
+    )
+    deep = "[" * depth + "]" * depth  # the JSON library reads this deep, and writes not so deep
+    fields = {
+        "content": f'"content": {deep}',
+        "extra": f'"content": "hi", "extra": {deep}',
+        "type": f'"content": [{{"type": {deep}, "text": "x"}}]',
+        "tools": '"content": "hi"',
+    }
+    tools = f', "tools": [{{"type": "function", "function": {deep}}}]' if member == "tools" else ""
+    body = f'{{"max_tokens": 1, "messages": [{{"role": "user", {fields[member]}}}]{tools}}}'
+    async with scripted(blocks=4096, max_model_len=16384) as one:
+        one.text.chat = template  # type: ignore[assignment]
+        for path in (CHAT, "/kv/lookup"):
+            response = await one.client.post(path, data=body)
+            assert response.status in ((400,) if member in ("content", "type") else (200, 400))
 
 
 @pytest.mark.parametrize("streams", [True, False])
