@@ -48,6 +48,17 @@ def _whole(low: int, high: int = 2**31) -> Callable[[str], int]:
     return parse
 
 
+def _power_of_two(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = _whole(low, high)(text)
+        if number.bit_count() != 1:
+            message = f"must be a power of two from {low} to {high}"
+            raise ValueError(message)
+        return number
+
+    return parse
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in words:
@@ -89,10 +100,12 @@ class EngineConfig:
     )
     max_model_len: int = _option(_whole(1), 8192, "prompt and answer together, in tokens")
     prefix_cache: bool = _option(_boolean, True, "reuse KV of prompts with the same beginning")
-    block_tokens: int = _option(_whole(1, 4096), 32, "tokens of a KV block: the grain of reuse")
+    block_tokens: int = _option(  # key tiles are whole blocks: engine.batch
+        _power_of_two(8, 128), 32, "tokens of a KV block, a power of two: the grain of reuse"
+    )
     kv_memory: int = _option(size_bytes, 1 << 30, "of keys and values, as 1GiB")
     threads: int = _option(_threads, 0, "of the model's arithmetic, or auto")
-    chunk_tokens: int = _option(_whole(16, 8192), 64, "rows of one tile, the grain of prefill")
+    chunk_tokens: int = _option(_whole(16, 8192), 128, "rows of one tile, the grain of prefill")
     max_sequences: int = _option(_whole(1, 4096), 32, "that run at once; others wait")
     max_waiting: int = _option(_whole(0), 512, "that may wait; more are answered 503")
     host: str = _option(_text, "127.0.0.1", "address to listen on")

@@ -128,7 +128,7 @@ class Engine(Section):
     kv_host_memory: Annotated[Size, only("2GiB")] = 2 * 2**30
     kv_disk: KvDisk = KvDisk()
     threads: AutoOrCount = "auto"
-    chunk_tokens: Annotated[Whole, Field(ge=16, le=8192)] = 64
+    chunk_tokens: Annotated[Whole, Field(ge=16, le=8192)] = 128
     max_sequences: Annotated[Whole, Field(ge=1, le=4096)] = 32
     max_waiting: Annotated[Whole, Field(ge=0)] = 512
     replicas: Annotated[int, only(1)] = 1

@@ -40,6 +40,11 @@ def test_sizes_are_written_as_people_write_them(text: str, size: int) -> None:
         (["--device", "tpu"], "--device: must be one of auto, cpu, cuda, not 'tpu'"),
         (["--prefix-cache", "maybe"], "--prefix-cache: must be true or false"),
         (["--threads", "0"], "--threads: must be a whole number from 1 to 1024"),
+        (
+            ["--block-tokens", "48"],
+            "--block-tokens: must be a power of two from 8 to 128, not '48'",
+        ),
+        (["--block-tokens", "256"], "--block-tokens: must be a whole number from 8 to 128"),
         (["--model", " "], "--model: must not be empty"),
         (["--no-such"], "--no-such: no such option"),
         (["port"], "port: no such option"),
