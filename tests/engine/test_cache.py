@@ -39,3 +39,18 @@ def test_its_line_for_operators() -> None:
     assert repr(pool()) == "KvCache(6 blocks x 8 tokens, 0 MiB, float32)"
     assert pool().device == CPU
     assert pool().dtype == torch.float32
+
+
+@pytest.mark.parametrize("what", [float("nan"), float("inf"), float("-inf")])
+def test_slots_without_numbers_in_any_layer_are_found_and_cleared(what: float) -> None:
+    cache = pool()
+    cache.data.fill_(1e30)
+    cache.data[2, 4, 3, 1, 0, 2] = what  # slot 35
+    cache.data[0, 0, 0, 0, 0, :2] = torch.tensor([what, -what])  # slot 0: their sum is none either
+    slots = torch.tensor([34, 35, 0, 36])
+    assert cache.finite(slots).tolist() == [True, False, False, True]
+    cache.clear(torch.tensor([35, 0]))
+    assert cache.finite(slots).all()
+    kept = cache.data.view(3, 48, -1)
+    assert not kept[:, [0, 35]].any()
+    assert (kept[:, [34, 36]] == 1e30).all()
