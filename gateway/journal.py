@@ -77,6 +77,10 @@ class Statistics:
 _log = structlog.get_logger("kvgate")
 
 
+_Group = tuple[str, str | None, str, str]
+"""Level, tier (None: the store was not asked for), model, tenant."""
+
+
 class Journal:
     """Takes every outcome once, after its answer has left. Belongs to one event loop."""
 
@@ -98,14 +102,21 @@ class Journal:
     def settle(self) -> None:
         """Count and log what was noted."""
         visits, self._unsettled = self._unsettled, []
-        answered = []
+        answered: list[Answered] = []
+        sums: dict[_Group, Tally] = {}
         for visit in visits:
             plan, outcome = visit.plan, visit.outcome
             if plan is not None and outcome is not None:
-                if not plan.preload:  # no user asked for it: it would spoil the hit rate
-                    self._count(plan, outcome, visit.cost_s)
-                    self.metrics.note(plan, visit.endpoint, outcome, visit.seconds)
                 answered.append(Answered(visit, plan, outcome))
+                if not plan.preload:  # no user asked for it: it would spoil the hit rate
+                    tier = outcome.tier if plan.enabled else None
+                    group = (outcome.level, tier, plan.model, plan.scope.tenant)
+                    if (tally := sums.get(group)) is None:
+                        tally = sums[group] = Tally()
+                    self._add(tally, plan, outcome, visit.cost_s)
+                    self.metrics.note(plan, visit.endpoint, outcome, visit.seconds)
+        for counted, tally in sums.items():
+            self._count(counted, tally)
         self._log.answered(answered)
 
     def refused(
@@ -128,31 +139,38 @@ class Journal:
         line = {"event": "left", "id": request_id, "endpoint": endpoint}
         self._log.write([line | {"ms": round(seconds * 1000, 2)}])
 
-    def _count(self, plan: Plan, outcome: Outcome, cost_s: float) -> None:
+    def _add(self, tally: Tally, plan: Plan, outcome: Outcome, cost_s: float) -> None:
+        tally.requests += 1
+        tally.hits += outcome.hit
+        tally.tokens_saved += outcome.tokens_saved
+        tally.money_saved += self._money(plan.model, outcome)
+        if outcome.level in {"response", "semantic"}:
+            tally.seconds_saved += cost_s
         statistics = self.statistics
-        stored = outcome.level in {"response", "semantic"}
-        seconds = cost_s if stored else 0.0
-        money = self._money(plan.model, outcome)
-        groups = [
-            statistics.total,
-            _tally(statistics.levels, outcome.level),
-            _tally(statistics.models, plan.model[:MAX_NAME]),
-            _tally(statistics.tenants, plan.scope.tenant),
-        ]
-        if plan.enabled:
-            groups.append(_tally(statistics.tiers, outcome.tier))
-        for tally in groups:
-            tally.requests += 1
-            tally.hits += outcome.hit
-            tally.tokens_saved += outcome.tokens_saved
-            tally.seconds_saved += seconds
-            tally.money_saved += money
         statistics.collapsed += outcome.collapsed
         statistics.stale += outcome.stale
         statistics.store_errors += outcome.store_error
         if outcome.miss_reason is not None:
             reasons = statistics.miss_reasons
             reasons[outcome.miss_reason] = reasons.get(outcome.miss_reason, 0) + 1
+
+    def _count(self, group: _Group, added: Tally) -> None:
+        level, tier, model, tenant = group
+        statistics = self.statistics
+        tallies = [
+            statistics.total,
+            _tally(statistics.levels, level),
+            _tally(statistics.models, model[:MAX_NAME]),
+            _tally(statistics.tenants, tenant),
+        ]
+        if tier is not None:
+            tallies.append(_tally(statistics.tiers, tier))
+        for tally in tallies:
+            tally.requests += added.requests
+            tally.hits += added.hits
+            tally.tokens_saved += added.tokens_saved
+            tally.seconds_saved += added.seconds_saved
+            tally.money_saved += added.money_saved
 
     def _money(self, model: str, outcome: Outcome) -> float:
         price = self._prices.get(model) or self._prices.get("default")

@@ -5,6 +5,7 @@ grace; a second one ends at once. Either way no child process is left.
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -99,6 +100,7 @@ async def _serve(config: Config, listener: socket.socket) -> int:
         loop.add_signal_handler(number, asked_to_stop, number)
     try:
         await runner.setup()
+        _settle_garbage()
         await web.SockSite(runner, listener).start()
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -109,6 +111,17 @@ async def _serve(config: Config, listener: socket.socket) -> int:
     finally:
         await runner.cleanup()
     return 0 if signals < 2 else INTERRUPTED
+
+
+def _settle_garbage() -> None:
+    """Spare the collector what lives for ever, and requests most of the collector.
+
+    What a request makes is freed by its reference counts; looking for cycles every few hundred
+    objects cost 5 to 9 % of a cache hit.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _hang_up(runner: web.AppRunner) -> None:
