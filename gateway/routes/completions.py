@@ -58,6 +58,7 @@ class Asked:
     plan: Plan
     backend: Backend
     size_bytes: int
+    said: tuple[Endpoint, Principal, Spoken]
 
 
 class Completions:
@@ -81,10 +82,11 @@ class Completions:
         self._rules = rules
         self._now = now
         self._clock = clock
-        # What was answered from the store is understood once: by who asks, the bytes, and the
-        # headers that say something about caching. Rules and routes never change.
-        self._memo: cachetools.LRUCache[tuple[Endpoint, Principal, bytes, Spoken], Asked] = (
-            cachetools.LRUCache(MEMO_BYTES, getsizeof=_memo_size)
+        # What was answered from the store is understood once, if all that it depends on is the
+        # same: bytes, endpoint, who asks, headers about caching. Rules and routes never change.
+        # By the bytes alone, since they keep their hash and a tuple does not.
+        self._memo: cachetools.LRUCache[bytes, Asked] = cachetools.LRUCache(
+            MEMO_BYTES, getsizeof=_memo_size
         )
 
     def handler(self, endpoint: Endpoint) -> Handler:
@@ -100,16 +102,18 @@ class Completions:
         try:
             principal = self._authenticator.principal(request.headers.get("Authorization"))
             raw = await body_of(request)
-            said = (endpoint, principal, raw, _spoken(request))
-            known = self._memo.get(said)
-            asked = known or self._understand(*said)
+            said = (endpoint, principal, _spoken(request))
+            known = self._memo.get(raw)
+            if known is not None and known.said != said:
+                known = None
+            asked = known or self._understand(raw, said)
             visit.plan, visit.stream = asked.plan, asked.call.stream
             answer = await self._pipeline.answer(asked.call, asked.plan, asked.backend)
             response: web.StreamResponse
             match answer:
                 case Kept():
                     if known is None and len(raw) <= MEMO_BODY_BYTES:
-                        self._memo[said] = asked
+                        self._memo[raw] = asked
                     response = self._from_store(asked, answer, visit)
                 case Flown():
                     async with answer.reader:
@@ -133,10 +137,9 @@ class Completions:
             self._journal.note(visit)
         return response
 
-    def _understand(
-        self, endpoint: Endpoint, principal: Principal, raw: bytes, spoken: Spoken
-    ) -> Asked:
+    def _understand(self, raw: bytes, said: tuple[Endpoint, Principal, Spoken]) -> Asked:
         """The request as data and its plan. Raises: RequestError, ClientFault."""
+        endpoint, principal, spoken = said
         body = json_of(raw)
         call = parse_call(endpoint, body)
         directive = parse_directive(
@@ -148,7 +151,7 @@ class Completions:
         target = self._router.target(call.model)
         plan = decide(call, directive, principal, self._rules, model=target.model)
         size_bytes = len(raw) + sum(len(name) + len(value) for name, value in spoken)
-        return Asked(call, plan, target.backend, size_bytes)
+        return Asked(call, plan, target.backend, size_bytes, said)
 
     def _from_store(self, asked: Asked, kept: Kept, visit: Visit) -> web.Response:
         """A stored answer: the original's content under a new id."""

@@ -366,5 +366,20 @@ async def test_what_is_remembered_of_requests_is_bounded_by_what_they_weigh(
             body += b',"user":"' + padding + b'"}'
             answer = await service.send("POST", "/v1/chat/completions", body)
             assert answer.headers["X-Cache-Hit"] == str(number > 0).lower()
-        held = [len(raw) for _, _, raw, _ in built[0]._memo]
+        held = [len(raw) for raw in built[0]._memo]
         assert 0 < sum(held) <= 4 * 2**20
+
+
+async def test_equal_bytes_with_other_headers_are_understood_anew() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"?"}]}'
+    enabled = {"X-Cache-Enable": "true"}
+    async with serving() as service:
+        for headers, level in (
+            (enabled, "none"),
+            (enabled, "response"),
+            ({}, "none"),
+            ({**enabled, "X-Cache-User": "ann", "X-Cache-Scope": "user"}, "none"),
+            (enabled, "response"),
+        ):
+            answer = await service.send("POST", "/v1/chat/completions", body, headers=headers)
+            assert answer.headers["X-Cache-Level"] == level
