@@ -19,7 +19,7 @@ from tests.kit.served import serving
 pytestmark = pytest.mark.model
 
 QUESTION = json.dumps(
-    {"model": "default", "messages": [{"role": "user", "content": "Hi"}]}
+    {"model": "default", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 ).encode()
 
 
