@@ -16,7 +16,7 @@ from typing import Final, TextIO
 import aiohttp
 from aiohttp import web
 
-from gateway.auth import Authenticator
+from gateway.auth import OPEN_TENANT, Authenticator
 from gateway.backends.embedded import EngineProcess
 from gateway.backends.openai import OpenAIBackend, Timeouts
 from gateway.config import Config
@@ -54,6 +54,7 @@ class Gateway:
     recall: Recall
     router: Router
     journal: Journal
+    metrics: Metrics
     pipeline: Pipeline
     engine: EngineProcess | None
     tasks: Tasks
@@ -86,10 +87,6 @@ async def build(
     )
     flights, recall = Flights(tasks), Recall()
     journal = Journal(
-        Metrics(
-            models=router.models(),
-            tenants=[tenant.name for tenant in config.tenants] or ["default"],
-        ),
         {
             model: Price(price.miss_per_mtok, price.hit_per_mtok, price.output_per_mtok)
             for model, price in config.prices.items()
@@ -105,7 +102,13 @@ async def build(
         draw=draw,
         store_failed=journal.store_failed,
     )
-    gateway = Gateway(config, store, flights, recall, router, journal, pipeline, engine, tasks)
+    metrics = Metrics(
+        models=router.models(),
+        tenants=[tenant.name for tenant in config.tenants] or [OPEN_TENANT],
+    )
+    gateway = Gateway(
+        config, store, flights, recall, router, journal, metrics, pipeline, engine, tasks
+    )
     completions = Completions(
         authenticator=authenticator,
         router=router,
@@ -128,6 +131,7 @@ async def build(
     ops = Ops(
         authenticator=authenticator,
         journal=journal,
+        metrics=metrics,
         store=store,
         flights=flights,
         unready=lambda: _unready(gateway),

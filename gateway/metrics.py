@@ -1,123 +1,143 @@
-"""What Prometheus may scrape. Labels come from closed sets only.
+"""What Prometheus may scrape, made of the statistics when it is asked for.
 
-A model or tenant that the configuration does not name is labelled ``other``, so that the
-number of series never depends on what clients send.
+Labels come from closed sets only: a model or tenant that the configuration does not name is
+labelled ``other``, so that the number of series never depends on what clients send.
 """
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from itertools import accumulate
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from gateway.store.base import Fill
-from policies.outcome import Outcome
-from policies.plan import Plan
+from gateway.tally import BUCKETS_S, OTHER, Statistics
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
-OTHER: Final = "other"
-_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
 
 class Metrics:
-    """The metrics of one gateway, in a registry of their own."""
+    """The exposition of one gateway's numbers."""
 
     def __init__(self, *, models: Collection[str], tenants: Collection[str]) -> None:
-        self.registry = CollectorRegistry()
         self._models = frozenset(models)
         self._tenants = frozenset(tenants)
-        self._requests = Counter(
-            "kvgate_requests",
-            "Model calls by the level that answered them.",
-            ("endpoint", "level", "status", "model", "tenant"),
-            registry=self.registry,
+
+    def page(self, statistics: Statistics, fills: Sequence[Fill], flights: int) -> bytes:
+        """The exposition text."""
+        registry = CollectorRegistry()
+        registry.register(_Page(tuple(self._families(statistics, fills, flights))))
+        return generate_latest(registry)
+
+    def _families(
+        self, statistics: Statistics, fills: Sequence[Fill], flights: int
+    ) -> Iterator[Family]:
+        yield self._requests(statistics)
+        yield _seconds(statistics)
+        yield _tokens(statistics)
+        misses = CounterMetricFamily(
+            "kvgate_misses", "Calls not answered by the store, by reason.", labels=("reason",)
         )
-        self._seconds = Histogram(
-            "kvgate_request_seconds",
-            "Time from the request's head to the end of its answer.",
-            ("level",),
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self._tokens = Counter(
-            "kvgate_tokens",
-            "Tokens by what became of them: saved, reused (KV), computed, generated.",
-            ("kind",),
-            registry=self.registry,
-        )
-        self._misses = Counter(
-            "kvgate_misses", "Calls not answered by the store, by reason.", ("reason",),
-            registry=self.registry,
-        )  # fmt: skip
-        self._collapsed = Counter(
+        for reason, count in _misses(statistics).items():
+            misses.add_metric((reason,), count)
+        yield misses
+        whole = statistics.total
+        yield CounterMetricFamily(
             "kvgate_collapsed",
             "Calls that read along with a flight in the air.",
-            registry=self.registry,
+            value=whole.collapsed,
         )
-        self._store_errors = Counter(
+        yield CounterMetricFamily(
             "kvgate_store_errors",
             "Store calls that failed; the request went on.",
-            registry=self.registry,
+            value=statistics.store_errors,
         )
-        self._entries = Gauge(
-            "kvgate_store_entries", "Entries by tier.", ("tier",), registry=self.registry
-        )
-        self._bytes = Gauge(
-            "kvgate_store_bytes", "Bytes held by tier.", ("tier",), registry=self.registry
-        )
-        self._evictions = Gauge(
-            "kvgate_store_evictions",
-            "Entries thrown out since the start, by tier.",
-            ("tier",),
-            registry=self.registry,
-        )
-        self._flights = Gauge("kvgate_flights", "Flights in the air.", registry=self.registry)
-        self._saved = self._tokens.labels("saved")
-        self._levels: dict[tuple[str, ...], Counter] = {}
-        self._timers = {
-            level: self._seconds.labels(level)
-            for level in ("response", "semantic", "prefix", "negative", "none")
-        }
+        saved = CounterMetricFamily("kvgate_saved_seconds", "Time of original computations saved.")
+        saved.add_metric((), whole.seconds_saved)
+        yield saved
+        yield from _stores(fills)
+        yield GaugeMetricFamily("kvgate_flights", "Flights in the air.", value=flights)
 
-    def note(self, plan: Plan, endpoint: str, outcome: Outcome, seconds: float) -> None:
-        """Count one finished call."""
-        labels = (
-            endpoint,
-            outcome.level,
-            str(outcome.status),
-            plan.model if plan.model in self._models else OTHER,
-            plan.scope.tenant if plan.scope.tenant in self._tenants else OTHER,
+    def _requests(self, statistics: Statistics) -> Family:
+        family = CounterMetricFamily(
+            "kvgate_requests",
+            "Model calls by the level that answered them.",
+            labels=("endpoint", "level", "status", "model", "tenant"),
         )
-        counter = self._levels.get(labels)
-        if counter is None:
-            counter = self._levels[labels] = self._requests.labels(*labels)
-        counter.inc()
-        self._timers[outcome.level].observe(seconds)
-        if outcome.tokens_saved:
-            self._saved.inc(outcome.tokens_saved)
-        if outcome.level in {"prefix", "none"}:
-            self._tokens.labels("reused").inc(outcome.hit_tokens)
-            self._tokens.labels("computed").inc(outcome.miss_tokens)
-            self._tokens.labels("generated").inc(outcome.completion_tokens)
-            self._misses.labels(outcome.miss_reason or "disabled").inc()
-        if outcome.collapsed:
-            self._collapsed.inc()
-        if outcome.store_error:
-            self._store_errors.inc()
+        counts: Counter[tuple[str, ...]] = Counter()
+        for group, tally in statistics.groups():
+            model = group.model if group.model in self._models else OTHER
+            tenant = group.tenant if group.tenant in self._tenants else OTHER
+            counts[group.endpoint, group.level, str(group.status), model, tenant] += tally.requests
+        for endpoint, status, count in statistics.refusals():
+            counts[endpoint, "none", str(status), OTHER, OTHER] += count
+        for labels, count in counts.items():
+            family.add_metric(labels, count)
+        return family
 
-    def store_failed(self) -> None:
-        """Count a store call that failed after its request was answered."""
-        self._store_errors.inc()
 
-    def refused(self, endpoint: str, status: int) -> None:
-        """Count a call that ended in an error before or instead of an answer."""
-        self._requests.labels(endpoint, "none", str(status), OTHER, OTHER).inc()
+class _Page(Collector):
+    """Families that are there already."""
 
-    def page(self, fills: Sequence[Fill], flights: int) -> bytes:
-        """The exposition text, with the gauges as they are now."""
-        for fill in fills:
-            self._entries.labels(fill.tier).set(fill.entries)
-            self._bytes.labels(fill.tier).set(fill.size_bytes)
-            self._evictions.labels(fill.tier).set(fill.evictions)
-        self._flights.set(flights)
-        return generate_latest(self.registry)
+    def __init__(self, families: Sequence[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Family]:
+        yield from self._families
+
+
+def _seconds(statistics: Statistics) -> Family:
+    family = HistogramMetricFamily(
+        "kvgate_request_seconds",
+        "Time from the request's head to the end of its answer.",
+        labels=("level",),
+    )
+    bounds = [*map(str, BUCKETS_S), "+Inf"]
+    for level, tally in statistics.by("level").items():
+        within = accumulate(tally.within)
+        family.add_metric((level,), list(zip(bounds, within, strict=True)), sum_value=tally.seconds)
+    return family
+
+
+def _tokens(statistics: Statistics) -> Family:
+    family = CounterMetricFamily(
+        "kvgate_tokens",
+        "Tokens by what became of them: saved, reused (KV), computed, generated.",
+        labels=("kind",),
+    )
+    whole = statistics.total
+    for kind, count in (
+        ("saved", whole.tokens_saved),
+        ("reused", whole.hit_tokens),
+        ("computed", whole.miss_tokens),
+        ("generated", whole.completion_tokens),
+    ):
+        family.add_metric((kind,), count)
+    return family
+
+
+def _misses(statistics: Statistics) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for group, tally in statistics.groups():
+        if group.level in {"prefix", "none"}:
+            counts[group.reason or "disabled"] += tally.requests
+    return counts
+
+
+def _stores(fills: Sequence[Fill]) -> Iterator[Family]:
+    labels = ("tier",)
+    entries = GaugeMetricFamily("kvgate_store_entries", "Entries by tier.", labels=labels)
+    held = GaugeMetricFamily("kvgate_store_bytes", "Bytes held by tier.", labels=labels)
+    evictions = CounterMetricFamily(
+        "kvgate_store_evictions", "Entries thrown out since the start, by tier.", labels=labels
+    )
+    for fill in fills:
+        entries.add_metric((fill.tier,), fill.entries)
+        held.add_metric((fill.tier,), fill.size_bytes)
+        evictions.add_metric((fill.tier,), fill.evictions)
+    yield from (entries, held, evictions)

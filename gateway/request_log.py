@@ -9,14 +9,13 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from gateway.logs import SEVERITIES, ConsoleLine, LogFormat, Sink, renderer, timestamp, word
+from gateway.tally import MAX_NAME
 from policies.outcome import Outcome
 from policies.plan import Plan
 
-MAX_NAME: Final = 64
-"""Characters of a model's name that are written: with a backend for any model, clients choose it."""
 _safe = lru_cache(maxsize=1024)(word)
 """Names repeat: model, tenant, backend."""
 

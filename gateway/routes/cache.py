@@ -11,12 +11,13 @@ from aiohttp import web
 
 from gateway.auth import Authenticator
 from gateway.errors import ClientFault, GatewayError
-from gateway.journal import Journal, Tally
+from gateway.journal import Journal
 from gateway.pipeline import Pipeline
 from gateway.router import Router
 from gateway.routes.shape import body_of, json_response, object_of
 from gateway.store.base import Selector
 from gateway.store.tiers import Tiers
+from gateway.tally import Tally, dicts
 from policies.freshness import EntryMeta
 from policies.keys import Principal, Scope, kv_salt, public_key
 from policies.rules import Rules
@@ -54,24 +55,25 @@ class Cache:
         self._journal.settle()
         counted = self._journal.statistics
         if not principal.admin:
-            own = counted.tenants.get(principal.tenant, Tally())
+            own = counted.by("tenant").get(principal.tenant, Tally())
             return json_response({"tenant": principal.tenant, **own.as_dict()})
+        whole, tiers, reasons = counted.total, counted.by("tier"), counted.by("reason")
         return json_response(
             {
-                **counted.total.as_dict(),
-                "levels": _dicts(counted.levels.items()),
+                **whole.as_dict(),
+                "levels": dicts(counted.by("level").items()),
                 "tiers": {
                     fill.tier: {
-                        **counted.tiers.get(fill.tier, Tally()).as_dict(),
+                        **tiers.get(fill.tier, Tally()).as_dict(),
                         **{key: value for key, value in asdict(fill).items() if key != "tier"},
                     }
                     for fill in self._store.fills()
                 },
-                "models": _dicts(counted.models.items()),
-                "tenants": _dicts(counted.tenants.items()),
-                "miss_reasons": counted.miss_reasons,
-                "collapsed": counted.collapsed,
-                "stale": counted.stale,
+                "models": dicts(counted.by("model").items()),
+                "tenants": dicts(counted.by("tenant").items()),
+                "miss_reasons": {reason: tally.requests for reason, tally in reasons.items()},
+                "collapsed": whole.collapsed,
+                "stale": whole.stale,
                 "errors": counted.errors,
                 "store_errors": counted.store_errors,
                 "backends": await self._backends(),
@@ -236,10 +238,6 @@ def _selector(wish: dict[str, Any], principal: Principal) -> tuple[Selector, boo
         )
     tenant = None if everything and principal.admin else principal.tenant
     return Selector(tenant, **named), everything
-
-
-def _dicts(tallies: Iterable[tuple[str, Tally]]) -> dict[str, Any]:
-    return {name: tally.as_dict() for name, tally in tallies}
 
 
 def _limit(text: str) -> int:

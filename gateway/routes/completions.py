@@ -8,7 +8,7 @@ an answer, an error object, or an error event without ``[DONE]``.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 import cachetools
 import orjson
@@ -24,6 +24,7 @@ from gateway.journal import Journal
 from gateway.pipeline import Flown, Kept, Pipeline, with_usage
 from gateway.request_log import Visit
 from gateway.router import Router
+from gateway.routes.rendered import Rendered, head_lines, plain, takes_rendered
 from gateway.routes.shape import (
     Handler,
     as_gateway_error,
@@ -33,6 +34,7 @@ from gateway.routes.shape import (
     new_id,
     request_id_of,
 )
+from gateway.store.base import Entry
 from policies.call import Call, Endpoint, parse_call
 from policies.directive import parse_directive
 from policies.keys import Principal
@@ -50,15 +52,27 @@ MEMO_BODY_BYTES: Final = 64 * 1024
 """Larger bodies are parsed each time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
-    """A request, understood: what is wanted, what was decided, who computes it if need be."""
+    """A request, understood: what is wanted, what was decided, who computes it if need be.
+
+    ``head`` is what the last answer from the store began with.
+    """
 
     call: Call
     plan: Plan
     backend: Backend
     size_bytes: int
     said: tuple[Endpoint, Principal, Spoken]
+    head: "Head | None" = None
+
+
+class Head(NamedTuple):
+    """The header lines of a hit, true of one entry for as long as nothing in ``of`` changes."""
+
+    entry: Entry
+    of: tuple[int, int, int, bool]
+    lines: bytes
 
 
 class Completions:
@@ -114,7 +128,7 @@ class Completions:
                 case Kept():
                     if known is None and len(raw) <= MEMO_BODY_BYTES:
                         self._memo[raw] = asked
-                    response = self._from_store(asked, answer, visit)
+                    response = self._from_store(request, asked, answer, visit)
                 case Flown():
                     async with answer.reader:
                         if asked.call.stream:
@@ -153,10 +167,14 @@ class Completions:
         size_bytes = len(raw) + sum(len(name) + len(value) for name, value in spoken)
         return Asked(call, plan, target.backend, size_bytes, said)
 
-    def _from_store(self, asked: Asked, kept: Kept, visit: Visit) -> web.Response:
+    def _from_store(
+        self, request: web.Request, asked: Asked, kept: Kept, visit: Visit
+    ) -> web.StreamResponse:
         """A stored answer: the original's content under a new id."""
         outcome = kept.outcome
         visit.outcome, visit.cost_s = outcome, kept.entry.meta.cost_s
+        if outcome.level == "response" and not asked.call.stream and takes_rendered(request):
+            return self._rendered(asked, kept, visit)
         head = self._head(asked.plan, outcome, visit)
         if outcome.level == "negative":
             return web.Response(
@@ -165,15 +183,36 @@ class Completions:
                 headers={**head, "X-Should-Retry": "false"},
                 content_type="application/json",
             )
-        prefix = _ID_PREFIX.get(asked.call.endpoint)
-        body = headers.replayed(kept.entry.body, prefix and prefix + new_id(), int(self._now()))
+        body = self._replayed(asked.call, kept.entry)
         if asked.call.stream:
             events = _shown(Whole(orjson.loads(body)), outcome, asked.call)
             return web.Response(
                 body=b"".join(events) + sse.DONE,
                 headers={**head, **_STREAM_HEADERS},
             )
-        return web.Response(body=body, headers=head, content_type="application/json")
+        return plain(head, body)
+
+    def _rendered(self, asked: Asked, kept: Kept, visit: Visit) -> Rendered:
+        """What :meth:`_from_store` says of a plain hit, with most of its head from the last time."""
+        outcome, now = kept.outcome, self._now()
+        body = self._replayed(asked.call, kept.entry)
+        of = (int(now), int(outcome.age_s or 0), int(outcome.ttl_left_s or 0), outcome.stale)
+        head = asked.head
+        if head is None or head.of != of or head.entry is not kept.entry:
+            said = headers.render(asked.plan, outcome)
+            head = Head(kept.entry, of, head_lines(said, length=len(body), now=now))
+            asked.head = head
+        took_ms = (self._clock() - visit.began_s) * 1000
+        lines = b"%bX-Request-ID: %b\r\nX-Response-Time: %.1fms\r\n" % (
+            head.lines,
+            visit.request_id.encode(),
+            took_ms,
+        )
+        return Rendered(lines, body)
+
+    def _replayed(self, call: Call, entry: Entry) -> bytes:
+        prefix = _ID_PREFIX.get(call.endpoint)
+        return headers.replayed(entry.body, prefix and prefix + new_id(), int(self._now()))
 
     async def _plain(self, asked: Asked, flown: Flown, visit: Visit) -> web.Response:
         """The fold over the pieces. Raises: GatewayError when the work failed."""

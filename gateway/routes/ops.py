@@ -8,7 +8,7 @@ from gateway.auth import Authenticator
 from gateway.errors import ClientFault
 from gateway.flights import Flights
 from gateway.journal import Journal
-from gateway.metrics import CONTENT_TYPE
+from gateway.metrics import CONTENT_TYPE, Metrics
 from gateway.routes.shape import json_response
 from gateway.store.tiers import Tiers
 
@@ -21,12 +21,14 @@ class Ops:
         *,
         authenticator: Authenticator,
         journal: Journal,
+        metrics: Metrics,
         store: Tiers,
         flights: Flights,
         unready: Callable[[], Mapping[str, str]],
     ) -> None:
         self._authenticator = authenticator
         self._journal = journal
+        self._metrics = metrics
         self._store = store
         self._flights = flights
         self._unready = unready
@@ -49,5 +51,5 @@ class Ops:
         if not principal.admin:
             raise ClientFault("This route is for admin keys only.", code="admin_only", status=403)
         self._journal.settle()
-        page = self._journal.metrics.page(self._store.fills(), len(self._flights))
+        page = self._metrics.page(self._journal.statistics, self._store.fills(), len(self._flights))
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE})

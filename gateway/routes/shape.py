@@ -1,6 +1,7 @@
 """What all routes share: bodies in, errors out, request ids, who is asking."""
 
 import asyncio
+import itertools
 import random
 import re
 from collections.abc import Awaitable, Callable
@@ -29,9 +30,13 @@ def request_id_of(request: web.Request) -> str:
     return f"req-{new_id()}"
 
 
+_PROCESS: Final = f"{random.getrandbits(64):016x}"
+_numbers: Final = itertools.count(random.getrandbits(24))
+
+
 def new_id() -> str:
-    """96 random bits as 24 hexadecimal digits; unlikely to repeat, and no secret."""
-    return f"{random.getrandbits(96):024x}"
+    """24 hexadecimal digits: 16 of this process, then a count. No secret, and none repeats."""
+    return f"{_PROCESS}{next(_numbers):08x}"
 
 
 async def body_of(request: web.Request) -> bytes:

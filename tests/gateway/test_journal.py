@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from gateway import journal as module
+from gateway import tally
 from gateway.journal import Journal, Price
-from gateway.metrics import Metrics
-from gateway.request_log import MAX_NAME, RequestLog, Visit
+from gateway.request_log import RequestLog, Visit
+from gateway.tally import MAX_NAME
 from policies.outcome import Outcome
 from policies.plan import Plan
 from tests.kit.entries import asked
@@ -35,7 +36,6 @@ class Book:
     def __init__(self, prices: dict[str, Price] | None = None) -> None:
         self.stream = io.StringIO()
         self.journal = Journal(
-            Metrics(models=["m"], tenants=["default"]),
             PRICES if prices is None else prices,
             RequestLog("info", "json", self.stream),
         )
@@ -55,17 +55,18 @@ async def test_a_call_is_counted_under_all_its_names() -> None:
     book.note(MISS)
     book.journal.settle()
     statistics = book.journal.statistics
-    for tally in (
+    for counted in (
         statistics.total,
-        statistics.tiers["warm"],
-        statistics.models["m"],
-        statistics.tenants["default"],
+        statistics.by("tier")["warm"],
+        statistics.by("model")["m"],
+        statistics.by("tenant")["default"],
     ):
-        shown = tally.as_dict()
+        shown = counted.as_dict()
         assert (shown["requests"], shown["hits"], shown["hit_rate"]) == (2, 1, 0.5)
         assert (shown["tokens_saved"], shown["seconds_saved"]) == (1_000_000, 2.5)
-    assert statistics.levels["response"].requests == statistics.levels["none"].requests == 1
-    assert statistics.miss_reasons == {"cold": 1}
+    levels = statistics.by("level")
+    assert levels["response"].requests == levels["none"].requests == 1
+    assert {reason: one.requests for reason, one in statistics.by("reason").items()} == {"cold": 1}
 
 
 async def test_calls_are_settled_a_moment_later_or_when_there_are_many(
@@ -131,7 +132,7 @@ async def test_only_what_the_store_answered_saves_the_time_of_the_original() -> 
     book.note(replace(MISS, collapsed=True), cost_s=5.0)
     book.journal.settle()
     assert book.journal.statistics.total.seconds_saved == 0.0
-    assert book.journal.statistics.collapsed == 1
+    assert book.journal.statistics.total.collapsed == 1
 
 
 async def test_a_preload_is_logged_but_is_no_user_traffic() -> None:
@@ -139,7 +140,6 @@ async def test_a_preload_is_logged_but_is_no_user_traffic() -> None:
     book.note(MISS, asked(kv_cache={"preload": True})[1])
     book.journal.settle()
     assert book.journal.statistics.total.requests == 0
-    assert b'kvgate_requests_total{endpoint="chat"' not in book.journal.metrics.page([], 0)
     assert len(book.lines) == 1
 
 
@@ -178,12 +178,12 @@ async def test_refusals_and_departures_have_a_line_each() -> None:
 async def test_the_names_counted_are_bounded_in_number_and_in_length(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "MAX_LABELS", 3)
+    monkeypatch.setattr(tally, "MAX_LABELS", 3)
     book = Book()
     for number in range(10):
         book.note(MISS, asked(model=f"{number}" + "x" * 1000)[1])
     book.journal.settle()
-    models = book.journal.statistics.models
+    models = book.journal.statistics.by("model")
     assert len(models) == 4
     assert models["other"].requests == 7
     assert max(map(len, models)) == MAX_NAME
@@ -202,4 +202,3 @@ async def test_an_answer_that_was_not_stored_is_counted() -> None:
     book = Book()
     book.journal.store_failed(OSError("disk full"))
     assert book.journal.statistics.store_errors == 1
-    assert b"kvgate_store_errors_total 1.0" in book.journal.metrics.page([], 0)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gateway import request_log as module
 from gateway.logs import ConsoleLine, Sink
-from gateway.request_log import MAX_NAME, Answered, RequestLog, Visit, console_line, fields
+from gateway.request_log import Answered, RequestLog, Visit, console_line, fields
+from gateway.tally import MAX_NAME
 from policies.keys import Principal
 from policies.outcome import Outcome
 from tests.kit.entries import asked

@@ -58,7 +58,7 @@ async def test_two_hundred_identical_cold_requests_are_one_generation(led_by: st
         assert sum(collapsed) == 199
         assert {answer.headers["X-Cache-Hit"] for answer in answers} == {"false"}
         await service.settled()
-        assert service.gateway.journal.statistics.collapsed == 199
+        assert service.gateway.journal.statistics.total.collapsed == 199
         again = await service.chat({"enabled": True})
         assert (again.headers["X-Cache-Level"], service.upstream.calls) == ("response", 1)
         assert len(service.gateway.flights) == 0

@@ -171,7 +171,7 @@ async def test_reuse_known_only_at_the_end_is_in_the_last_usage_chunk() -> None:
         assert last["usage"]["prompt_cache_miss_tokens"] == 8
         assert last["cache_hit"] is True
         await service.settled()
-        assert service.gateway.journal.statistics.levels["prefix"].requests == 1
+        assert service.gateway.journal.statistics.by("level")["prefix"].requests == 1
 
 
 async def test_reuse_known_at_the_first_token_is_in_the_head() -> None:

@@ -1,0 +1,205 @@
+"""The numbers of one gateway process: one sum per kind of call, everything else derived from it.
+
+``/v1/cache/stats`` and ``/metrics`` both read :class:`Statistics`, so they never disagree; and
+what several processes counted is added up with :meth:`Statistics.merge`.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal, NamedTuple, Self
+
+from policies.outcome import Outcome
+
+MAX_LABELS: Final = 256
+"""Models and tenants counted by name; later ones are counted as ``other``."""
+MAX_NAME: Final = 64
+"""Characters of a model's name that are kept: with a backend for any model, clients choose it."""
+OTHER: Final = "other"
+BUCKETS_S: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+"""Upper bounds of the answer times that are counted apart; one more bucket is for the rest."""
+
+
+class Group(NamedTuple):
+    """A kind of call. ``tier`` is None when the store was not asked for, ``reason`` on a hit."""
+
+    endpoint: str
+    level: str
+    status: int
+    tier: str | None
+    model: str
+    tenant: str
+    reason: str | None
+
+
+Name = Literal["endpoint", "level", "tier", "model", "tenant", "reason"]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over calls of one kind; ``within`` are their answer times by bucket."""
+
+    requests: int = 0
+    hits: int = 0
+    collapsed: int = 0
+    stale: int = 0
+    store_errors: int = 0
+    tokens_saved: int = 0
+    hit_tokens: int = 0
+    miss_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    seconds_saved: float = 0.0
+    money_saved: float = 0.0
+    within: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
+
+    def add(self, outcome: Outcome, *, seconds: float, seconds_saved: float, money: float) -> None:
+        """One more call, which took ``seconds``."""
+        self.requests += 1
+        self.seconds += seconds
+        self.within[bisect_left(BUCKETS_S, seconds)] += 1
+        self.seconds_saved += seconds_saved
+        self.money_saved += money
+        self.tokens_saved += outcome.tokens_saved
+        if outcome.hit:
+            self.hits += 1
+            self.stale += outcome.stale
+        if outcome.level in {"prefix", "none"}:
+            self.collapsed += outcome.collapsed
+            self.store_errors += outcome.store_error
+            self.hit_tokens += outcome.hit_tokens
+            self.miss_tokens += outcome.miss_tokens
+            self.completion_tokens += outcome.completion_tokens
+
+    def merge(self, other: "Tally") -> None:
+        """Take the sums of ``other`` on top."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.within = [one + two for one, two in zip(self.within, other.within, strict=True)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON for ``/v1/cache/stats``."""
+        return {
+            "requests": self.requests,
+            "hits": self.hits,
+            "hit_rate": round(self.hits / self.requests, 4) if self.requests else 0.0,
+            "tokens_saved": self.tokens_saved,
+            "seconds_saved": round(self.seconds_saved, 6),
+            "money_saved": round(self.money_saved, 9),
+        }
+
+
+_SUMS: Final = tuple(one.name for one in fields(Tally) if one.name != "within")
+
+
+class Statistics:
+    """Everything counted since the start."""
+
+    def __init__(self) -> None:
+        self.store_failures = 0
+        """Answers that were given and could not be stored."""
+        self._groups: dict[Group, Tally] = {}
+        self._refused: dict[tuple[str, int], int] = {}
+        self._names: dict[str, set[str]] = {"model": set(), "tenant": set()}
+
+    def group(self, group: Group) -> Tally:
+        """The sums of a kind of call, to be added to."""
+        tally = self._groups.get(group)
+        if tally is None:
+            bounded = group._replace(
+                model=self._bounded("model", group.model),
+                tenant=self._bounded("tenant", group.tenant),
+            )
+            tally = self._groups.setdefault(bounded, Tally())
+        return tally
+
+    def refused(self, endpoint: str, status: int, *, times: int = 1) -> None:
+        """Count calls that ended in an error."""
+        self._refused[endpoint, status] = self._refused.get((endpoint, status), 0) + times
+
+    def groups(self) -> Iterator[tuple[Group, Tally]]:
+        """Each kind of call and its sums."""
+        yield from self._groups.items()
+
+    def refusals(self) -> Iterator[tuple[str, int, int]]:
+        """Endpoint, status, how many."""
+        for (endpoint, status), count in self._refused.items():
+            yield endpoint, status, count
+
+    def by(self, name: Name) -> dict[str, Tally]:
+        """Sums for each value of one of a group's names; calls without one are left out."""
+        sums: dict[str, Tally] = {}
+        for group, tally in self._groups.items():
+            if (value := getattr(group, name)) is not None:
+                sums.setdefault(value, Tally()).merge(tally)
+        return sums
+
+    @property
+    def total(self) -> Tally:
+        """The sum of everything."""
+        whole = Tally()
+        for tally in self._groups.values():
+            whole.merge(tally)
+        return whole
+
+    @property
+    def errors(self) -> int:
+        """Calls that ended in an error."""
+        return sum(self._refused.values())
+
+    @property
+    def store_errors(self) -> int:
+        """Store calls that failed, when reading or when writing."""
+        return self.total.store_errors + self.store_failures
+
+    def merge(self, other: "Statistics") -> None:
+        """Take what ``other`` counted on top."""
+        self.store_failures += other.store_failures
+        for group, tally in other.groups():
+            self.group(group).merge(tally)
+        for endpoint, status, count in other.refusals():
+            self.refused(endpoint, status, times=count)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON, for another process; :meth:`of` reads it."""
+        return {
+            "store_failures": self.store_failures,
+            "refused": list(self.refusals()),
+            "groups": [
+                [*group, [getattr(tally, name) for name in _SUMS], tally.within]
+                for group, tally in self._groups.items()
+            ],
+        }
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Self:
+        """What :meth:`as_dict` wrote. Raises: KeyError, TypeError, ValueError for anything else."""
+        read = cls()
+        read.store_failures = int(data["store_failures"])
+        for endpoint, status, count in data["refused"]:
+            read.refused(endpoint, status, times=count)
+        for *names, sums, within in data["groups"]:
+            read.group(Group(*names)).merge(
+                Tally(**dict(zip(_SUMS, sums, strict=True)), within=within)
+            )
+        return read
+
+    def _bounded(self, kind: str, name: str) -> str:
+        names, short = self._names[kind], name[:MAX_NAME]
+        if short in names:
+            return short
+        if len(names) >= MAX_LABELS:
+            return OTHER
+        names.add(short)
+        return short
+
+    def __repr__(self) -> str:
+        whole = self.total
+        return f"<Statistics {whole.requests} requests, {whole.hits} hits, {self.errors} errors>"
+
+
+def dicts(tallies: Iterable[tuple[str, Tally]]) -> dict[str, Any]:
+    """Named sums as JSON."""
+    return {name: tally.as_dict() for name, tally in tallies}

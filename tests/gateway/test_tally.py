@@ -1,0 +1,71 @@
+"""One sum per kind of call; whatever is asked of it adds up."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway import tally as module
+from gateway.tally import MAX_NAME, Group, Statistics
+from policies.outcome import Outcome
+
+HIT = Outcome(key="k", tier="hot", level="response", hit=True, tokens_saved=7, stale=True)
+MISS = Outcome(key="k", tier="hot", miss_tokens=5, completion_tokens=3, collapsed=True)
+
+
+def group(**change: Any) -> Group:
+    return Group("chat", "response", 200, "hot", "m", "t", None)._replace(**change)
+
+
+def counted(*, hits: int, misses: int) -> Statistics:
+    statistics = Statistics()
+    for _ in range(hits):
+        statistics.group(group()).add(HIT, seconds=0.002, seconds_saved=1.5, money=0.25)
+    for _ in range(misses):
+        tally = statistics.group(group(level="none", reason="cold", model="n"))
+        tally.add(MISS, seconds=3.0, seconds_saved=0.0, money=0.0)
+    statistics.refused("chat", 404)
+    statistics.store_failures += 1
+    return statistics
+
+
+def test_sums_by_any_name_add_up_to_the_total() -> None:
+    statistics = counted(hits=3, misses=2)
+    assert statistics.total.as_dict() == {
+        "requests": 5, "hits": 3, "hit_rate": 0.6, "tokens_saved": 21,
+        "seconds_saved": 4.5, "money_saved": 0.75,
+    }  # fmt: skip
+    assert statistics.by("model")["m"].hits == statistics.by("level")["response"].requests == 3
+    assert statistics.by("reason")["cold"].requests == statistics.total.collapsed == 2
+    assert (statistics.total.stale, statistics.errors, statistics.store_errors) == (3, 1, 1)
+    assert repr(statistics) == "<Statistics 5 requests, 3 hits, 1 errors>"
+
+
+def test_what_several_processes_counted_is_added_up() -> None:
+    whole = Statistics()
+    for part in (counted(hits=1, misses=2), counted(hits=4, misses=0)):
+        whole.merge(Statistics.of(json.loads(json.dumps(part.as_dict()))))
+    apart, together = counted(hits=5, misses=2).as_dict(), whole.as_dict()
+    assert together["groups"] == apart["groups"]
+    assert (whole.errors, whole.store_errors) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"store_failures": 0, "refused": [], "groups": [["chat"]]}, {"store_failures": 0}]
+)
+def test_what_is_no_statistics_is_refused(data: dict[str, object]) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Statistics.of(data)
+
+
+def test_names_are_bounded_in_number_and_in_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_LABELS", 2)
+    statistics = Statistics()
+    for name in ("a", "b", "c", "d", "x" * 1000):
+        statistics.group(group(model=name)).requests += 1
+    assert {name: one.requests for name, one in statistics.by("model").items()} == {
+        "a": 1, "b": 1, "other": 3,
+    }  # fmt: skip
+    monkeypatch.setattr(module, "MAX_LABELS", 3)
+    statistics.group(group(model="y" * 1000)).requests += 1
+    assert max(map(len, statistics.by("model"))) == MAX_NAME
