@@ -47,8 +47,11 @@ async def body_of(request: web.Request) -> bytes:
             that is not encoded as its headers say.
     """
     try:
-        if request.content.is_eof():
-            return await request.read()
+        if request.content.is_eof():  # nearly always: it came with the head
+            whole = request.content.read_nowait()
+            if len(whole) > request.client_max_size:
+                raise web.HTTPRequestEntityTooLarge(request.client_max_size)
+            return whole
         async with asyncio.timeout(_BODY_TIMEOUT_S):
             return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
