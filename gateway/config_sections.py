@@ -14,10 +14,10 @@ from gateway.config_values import (
     AutoOrCount,
     BaseUrl,
     Duration,
-    EmptyList,
     KeyDigest,
     LongerThanZero,
     Name,
+    RedisUrl,
     Size,
     Text,
     Whole,
@@ -26,7 +26,7 @@ from gateway.config_values import (
     power_of_two,
 )
 from policies.eviction import Priority
-from policies.rules import Match, ScopeName, TierName
+from policies.rules import Match, ScopeName, StoreKind, TierName
 
 DEFAULT_TABLES: Mapping[str, Any] = {
     "aliases": {"deepseek-chat": "default", "deepseek-coder": "default"},
@@ -71,7 +71,7 @@ class Server(Section):
 
     host: Text = "127.0.0.1"
     port: Annotated[Whole, Field(ge=0, le=65535)] = 8080
-    workers: Annotated[int, only(1)] = 1
+    workers: Annotated[Whole, Field(ge=1, le=64)] = 1
     log_level: Annotated[str, one_of(("debug", "info", "warning", "error"), later=())] = "info"
     log_format: Annotated[Literal["console", "json"], one_of(("console", "json"), later=())] = (
         "console"
@@ -87,7 +87,7 @@ class Tenant(Section):
     user: Text | None = None
     trusted_proxy: bool = False
     admin: bool = False
-    max_bytes: Annotated[None, only(None)] = None
+    max_bytes: Size | None = None
 
 
 class Backend(Section):
@@ -148,7 +148,7 @@ class Tier(Section):
 
     ttl: Duration
     priority: Priority
-    store: Annotated[str, one_of(("memory", "disk"), later=("redis",))] = "memory"
+    store: Annotated[StoreKind, one_of(("memory", "disk", "redis"), later=())] = "memory"
     max_bytes: Size = 256 * 2**20
     stale_while_revalidate: Duration = 0.0
     stale_if_error: Duration = 0.0
@@ -206,15 +206,31 @@ class RequestLimits(Section):
 class Store(Section):
     """What all tiers share."""
 
-    disk_path: Annotated[None, only(None)] = None
-    redis_url: Annotated[str | None, only(None)] = None
-    timeout_ms: Annotated[int, only(50)] = 50
+    disk_path: Text | None = None
+    redis_url: RedisUrl | None = None
+    timeout_ms: Annotated[Whole, Field(ge=1, le=10_000)] = 50
+
+
+class Pattern(Section):
+    """Questions to answer before anybody asks them."""
+
+    id: Name
+    model: Text | None = None
+    base_messages: tuple[dict[str, Any], ...] = ()
+    variations: tuple[Text | dict[str, Any], ...] = ()
+    params: dict[str, Any] = Field(default_factory=dict)
+    ttl: Duration | None = None
+    tier: TierName | None = None
+    priority: Priority | None = None
+    on_start: bool = False
+    keep_warm: bool = False
 
 
 class Warm(Section):
-    """Warming patterns: a later version."""
+    """Warming: how many at once, and what the configuration itself wants warm."""
 
-    patterns: EmptyList = ()
+    concurrency: Annotated[Whole, Field(ge=1, le=256)] = 2
+    patterns: tuple[Pattern, ...] = ()
 
 
 class Price(Section):

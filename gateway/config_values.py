@@ -109,6 +109,13 @@ def parse_base_url(value: object) -> str:
     return value.rstrip("/")
 
 
+def parse_redis_url(value: object) -> str:
+    """A Redis or Valkey server; its password, if any, stands in the address."""
+    if not isinstance(value, str) or not re.fullmatch(r"(rediss?|unix)://[^\s]+", value):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    return value
+
+
 def parse_auto_or_bool(value: object) -> bool | Literal["auto"]:
     """``auto``, or what YAML and shells call true and false."""
     word = str(value).strip().lower()
@@ -171,13 +178,6 @@ def not_empty(value: tuple[object, ...]) -> tuple[object, ...]:
     return value
 
 
-def empty_list(value: object) -> tuple[()]:
-    """For a documented list that nothing reads yet."""
-    if value in (None, [], ()):
-        return ()
-    raise ValueError("not available in this version; leave it at []")
-
-
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 LongerThanZero = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 Size = Annotated[int, BeforeValidator(parse_size)]
@@ -189,4 +189,4 @@ BaseUrl = Annotated[str, BeforeValidator(parse_base_url)]
 AutoOrBool = Annotated[bool | Literal["auto"], PlainValidator(parse_auto_or_bool)]
 AutoOrCount = Annotated[int | Literal["auto"], PlainValidator(parse_auto_or_count)]
 AtLeastOne = AfterValidator(not_empty)
-EmptyList = Annotated[tuple[object, ...], BeforeValidator(empty_list)]
+RedisUrl = Annotated[str, BeforeValidator(parse_redis_url)]

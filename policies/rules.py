@@ -9,6 +9,7 @@ from policies.eviction import Priority
 TierName = Literal["hot", "warm", "cold"]
 Match = Literal["exact", "key", "semantic"]
 ScopeName = Literal["tenant", "user", "shared"]
+StoreKind = Literal["memory", "disk", "redis"]
 
 MIB = 1024 * 1024
 
@@ -32,7 +33,7 @@ class TierRule:
     max_bytes: int
     stale_while_revalidate_s: float = 0.0
     stale_if_error_s: float = 0.0
-    store: str = "memory"
+    store: StoreKind = "memory"
 
 
 @dataclass(frozen=True, slots=True)
