@@ -15,6 +15,7 @@ from gateway.config_values import (
     parse_auto_or_count,
     parse_base_url,
     parse_duration,
+    parse_redis_url,
     parse_size,
     parse_whole,
     power_of_two,
@@ -155,8 +156,17 @@ def test_a_choice_tells_what_is_to_come_from_what_never_was() -> None:
         check([])  # type: ignore[call-arg]  # same
 
 
-def test_a_list_to_come_must_be_empty() -> None:
-    with pytest.raises(ValueError, match="not available"):
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:6379/0", "rediss://h", "unix:///run/redis.sock"]
+)
+def test_the_address_of_a_redis_server_is_taken_as_it_is(url: str) -> None:
+    assert parse_redis_url(url) == url
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:6379", "http://h", "redis://", "redis://a b", 5])
+def test_what_is_no_address_of_a_redis_server_is_refused(url: object) -> None:
+    with pytest.raises(ValueError, match="redis://"):
+        parse_redis_url(url)
 
 
 def test_a_power_of_two_is_just_that() -> None:
