@@ -86,7 +86,7 @@ def test_the_exit_code_of_serving_is_passed_on(monkeypatch: pytest.MonkeyPatch) 
     ("arguments", "line"),
     [
         (("--host", "0.0.0.0"), "--host: server.host: without tenants only loopback"),
-        (("--workers", "2"), "--workers: server.workers: not available in this version"),
+        (("--workers", "0"), "--workers: server.workers: must be greater than or equal to 1"),
         (("--log-level", "loud"), "--log-level: server.log_level: must be one of debug, info"),
         (("--port", "70000"), "--port: server.port: must be less than or equal to 65535"),
         (("--config", "/nonexistent.yaml"), "/nonexistent.yaml: cannot be read: No such file"),
