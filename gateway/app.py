@@ -82,8 +82,12 @@ async def build(
     engine = EngineProcess(config.engine, tasks=tasks) if config.engine_enabled() else None
     router = Router(_served(config, session, engine), config.aliases)
     authenticator = Authenticator(config.tenants)
+    shares = {one.name: one.max_bytes for one in config.tenants if one.max_bytes is not None}
     store = Tiers(
-        {tier: MemoryStore(tier, max_bytes=rule.max_bytes) for tier, rule in rules.tiers.items()}
+        {
+            tier: MemoryStore(tier, max_bytes=rule.max_bytes, shares=shares)
+            for tier, rule in rules.tiers.items()
+        }
     )
     flights, recall = Flights(tasks), Recall()
     journal = Journal(

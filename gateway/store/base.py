@@ -78,10 +78,20 @@ class Fill:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a ``put`` did: entries that had to go, and whether the new one is kept."""
+    """What a ``put`` did: whether the new entry is kept, and which others had to go for it.
+
+    ``sinking`` are those of the others that are still good and are handed out whole, so that a
+    lower tier may take them; a store that cannot do that cheaply names them in ``evicted``.
+    """
 
     kept: bool
     evicted: Sequence[EntryMeta] = ()
+    sinking: Sequence[Entry] = ()
+
+    @property
+    def gone(self) -> Sequence[EntryMeta]:
+        """All that left this store."""
+        return [*self.evicted, *(entry.meta for entry in self.sinking)]
 
 
 class Store(Protocol):

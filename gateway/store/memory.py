@@ -5,7 +5,7 @@ entries, then low priority before medium before high, then what is cheap to reco
 size and rarely used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import cachetools
@@ -21,8 +21,12 @@ OVERHEAD_BYTES: Final = 1200
 class MemoryStore:
     """One tier in memory. Not thread-safe: it belongs to one event loop."""
 
-    def __init__(self, tier: str, *, max_bytes: int) -> None:
+    def __init__(
+        self, tier: str, *, max_bytes: int, shares: Mapping[str, int] | None = None
+    ) -> None:
+        """``shares``: the most bytes of it that a tenant's entries may take, by tenant."""
         self._tier = tier
+        self._shares = {tenant: _Share(most) for tenant, most in (shares or {}).items()}
         self._entries: cachetools.Cache[bytes, Entry] = cachetools.Cache(
             max_bytes, getsizeof=footprint
         )
@@ -34,6 +38,8 @@ class MemoryStore:
         entry = self._entries.get(key)
         if entry is not None:
             self._order.touch(key, now=now)
+            if self._shares and (share := self._shares.get(entry.meta.scope.tenant)) is not None:
+                share.order.touch(key, now=now)
         return entry
 
     async def put(self, entry: Entry, *, now: float) -> Stored:
@@ -42,28 +48,53 @@ class MemoryStore:
         An entry that is worth less than all that would have to go for it is not kept.
         """
         meta, size = entry.meta, footprint(entry)
+        share = self._shares.get(meta.scope.tenant)
         self._drop(meta.key)
-        if size > self._entries.maxsize:
+        if size > self._entries.maxsize or (share is not None and size > share.maxsize):
             return Stored(kept=False)
-        self._order.add(
-            meta.key,
-            priority=meta.priority,
-            expires_at=meta.stored_at
-            + meta.ttl_s
-            + max(meta.stale_while_revalidate_s, meta.stale_if_error_s),
-            cost=meta.cost_s,
-            size=size,
-            now=now,
+        orders = [self._order] if share is None else [self._order, share.order]
+        for order in orders:
+            order.add(
+                meta.key,
+                priority=meta.priority,
+                expires_at=last_use(meta),
+                cost=meta.cost_s,
+                size=size,
+                now=now,
+            )
+        gone: list[Entry] = []
+        kept = share is None or self._make_room(share.order, share, size, entry, gone, now=now)
+        kept = kept and self._make_room(self._order, self._entries, size, entry, gone, now=now)
+        if kept:
+            self._entries[meta.key] = entry
+            if share is not None:
+                share.currsize += size
+        return Stored(
+            kept,
+            evicted=[one.meta for one in gone if last_use(one.meta) <= now],
+            sinking=[one for one in gone if last_use(one.meta) > now],
         )
-        evicted: list[EntryMeta] = []
-        while self._entries.currsize + size > self._entries.maxsize:
-            victim = self._order.pop(now=now)
-            if victim == meta.key or victim is None:
-                return Stored(kept=False, evicted=evicted)
-            evicted.append(self._entries.pop(victim).meta)
+
+    def _make_room(
+        self,
+        order: EvictionOrder[bytes],
+        space: "_Share | cachetools.Cache[bytes, Entry]",
+        size: int,
+        newcomer: Entry,
+        gone: list[Entry],
+        *,
+        now: float,
+    ) -> bool:
+        """Take the least valuable out until ``size`` fits; False when that is the newcomer."""
+        while space.currsize + size > space.maxsize:
+            victim = order.pop(now=now)
+            if victim is None or victim == newcomer.meta.key:
+                self._forget(newcomer)
+                return False
+            gone.append(self._entries[victim])
+            self._drop(victim)
             self._evictions += 1
-        self._entries[meta.key] = entry
-        return Stored(kept=True, evicted=evicted)
+        return True
 
     async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
         """See :meth:`gateway.store.base.Store.remove`."""
@@ -93,6 +124,9 @@ class MemoryStore:
     async def close(self) -> None:
         """See :meth:`gateway.store.base.Store.close`."""
         self._entries.clear()
+        self._order = EvictionOrder()
+        for share in self._shares.values():
+            share.currsize, share.order = 0, EvictionOrder()
 
     def _select(self, selector: Selector) -> list[EntryMeta]:
         if selector.key is not None:
@@ -101,8 +135,16 @@ class MemoryStore:
         return [entry.meta for entry in self._entries.values() if selector.matches(entry.meta)]
 
     def _drop(self, key: bytes) -> None:
-        if self._entries.pop(key, None) is not None:
-            self._order.discard(key)
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._forget(entry)
+            if (share := self._shares.get(entry.meta.scope.tenant)) is not None:
+                share.currsize -= footprint(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        self._order.discard(entry.meta.key)
+        if (share := self._shares.get(entry.meta.scope.tenant)) is not None:
+            share.order.discard(entry.meta.key)
 
     def __repr__(self) -> str:
         fill = self.fill()
@@ -110,6 +152,21 @@ class MemoryStore:
             f"<MemoryStore {fill.tier}: {fill.entries} entries, "
             f"{fill.size_bytes}/{fill.max_bytes} bytes, {fill.evictions} evicted>"
         )
+
+
+class _Share:
+    """What one tenant may take, and takes."""
+
+    def __init__(self, most: int) -> None:
+        self.maxsize = most
+        self.currsize = 0
+        self.order: EvictionOrder[bytes] = EvictionOrder()
+
+
+def last_use(meta: EntryMeta) -> float:
+    """When nobody can be served it any more, stale rules included (unix seconds)."""
+    stale_s = max(meta.stale_while_revalidate_s, meta.stale_if_error_s)
+    return meta.stored_at + meta.ttl_s + stale_s
 
 
 def footprint(entry: Entry) -> int:

@@ -1,55 +1,97 @@
-"""The tiers as one place: an entry lies in the tier that its plan named.
+"""The tiers as one place: entries sink when room is short and rise when they are read often.
 
-A lookup asks hot, warm, cold in this order. Storing an answer anew removes the older one of
-the same key from the other tiers, so that a key never has two answers.
+An entry starts in the tier that its plan named. What a full tier has to let go sinks into the next
+one below, for what is left of its time; what is read from below several times is taken up one tier.
+A memory tier is asked before the others, for it answers at once. Storing an answer anew removes
+older ones from every tier, so that a key never has two answers; a copy that rose out of a tier on
+disk or in Redis leaves its twin there, as other processes read that.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final
 
-from gateway.store.base import Entry, Fill, Selector, Store, Stored
-from policies.directive import TierName
+import cachetools
+
+from gateway.store.base import Entry, Fill, Selector, Store, Stored, StoreError
 from policies.freshness import EntryMeta
+from policies.rules import TierName
+
+READS_TO_RISE: Final = 3
+"""Reads from one tier after which an entry is taken up to the next."""
+READS_REMEMBERED: Final = 65_536
+ORDER: Final[tuple[TierName, ...]] = ("hot", "warm", "cold")
 
 
 class Tiers:
-    """All tiers of one gateway."""
+    """All tiers of one gateway. ``stores`` may leave tiers out."""
 
     def __init__(self, stores: Mapping[TierName, Store]) -> None:
-        self._stores = stores
+        self._stores = {tier: stores[tier] for tier in ORDER if tier in stores}
+        self._in_memory = {
+            tier for tier, store in self._stores.items() if store.fill().store == "memory"
+        }
+        self._asked: Mapping[TierName | None, tuple[TierName, ...]] = {
+            likely: tuple(
+                sorted(self._stores, key=lambda tier: (tier not in self._in_memory, tier != likely))
+            )
+            for likely in (None, *self._stores)
+        }
+        self._reads: cachetools.LRUCache[bytes, int] = cachetools.LRUCache(READS_REMEMBERED)
 
     async def get(self, key: bytes, *, now: float, likely: TierName | None = None) -> Entry | None:
-        """The entry from the tier that has it; ``likely`` is asked first. Raises: StoreError."""
-        entry = await self._stores[likely].get(key, now=now) if likely is not None else None
-        if entry is not None:
-            return entry
-        for tier, store in self._stores.items():
-            if tier != likely and (entry := await store.get(key, now=now)) is not None:
+        """The entry from the tier that has it; ``likely`` is asked first. Raises: StoreError.
+
+        A tier that fails is passed over while another has the entry.
+        """
+        failed: StoreError | None = None
+        for tier in self._asked[likely]:
+            try:
+                entry = await self._stores[tier].get(key, now=now)
+            except StoreError as error:
+                failed = error
+                continue
+            if entry is not None:
+                if tier != "hot":
+                    await self._read_below(entry, tier, now=now)
                 return entry
+        if failed is not None:
+            raise failed
         return None
 
     async def put(self, entry: Entry, *, now: float) -> Stored:
-        """Keep the entry in its own tier and nowhere else. Raises: StoreError."""
+        """Keep the entry in its own tier, or below it. Raises: StoreError."""
         same_key = Selector(tenant=None, key=entry.meta.key)
         for tier, store in self._stores.items():
             if tier != entry.meta.tier:
-                await store.remove(same_key)
-        return await self._stores[entry.meta.tier].put(entry, now=now)
+                with suppress(StoreError):  # a tier that is down must not cost the others the entry
+                    await store.remove(same_key)
+        self._reads.pop(entry.meta.key, None)
+        return await self._sink(entry, entry.meta.tier, now=now)
 
     async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
-        """Drop what is meant from every tier. Raises: StoreError."""
-        gone: list[EntryMeta] = []
+        """Drop what is meant from every tier; each key once. Raises: StoreError, after trying all."""
+        gone: dict[bytes, EntryMeta] = {}
+        failed: StoreError | None = None
         for store in self._stores.values():
-            gone.extend(await store.remove(selector))
-        return gone
+            try:
+                gone |= {meta.key: meta for meta in await store.remove(selector)}
+            except StoreError as error:
+                failed = error
+        if failed is not None:
+            raise failed
+        return list(gone.values())
 
     async def scan(
         self, selector: Selector, *, after: bytes | None, limit: int
     ) -> Sequence[EntryMeta]:
         """Up to ``limit`` entries of all tiers in the order of their keys. Raises: StoreError."""
-        found: list[EntryMeta] = []
+        found: dict[bytes, EntryMeta] = {}
         for store in self._stores.values():
-            found.extend(await store.scan(selector, after=after, limit=limit))
-        return sorted(found, key=lambda meta: meta.key)[:limit]
+            for meta in await store.scan(selector, after=after, limit=limit):
+                found.setdefault(meta.key, meta)
+        return [found[key] for key in sorted(found)[:limit]]
 
     def fills(self) -> Sequence[Fill]:
         """How full each tier is."""
@@ -60,5 +102,59 @@ class Tiers:
         for store in self._stores.values():
             await store.close()
 
+    async def _sink(self, entry: Entry, tier: TierName, *, now: float) -> Stored:
+        """Keep ``entry`` in ``tier`` or the first one below that takes it; others sink for it."""
+        evicted: list[EntryMeta] = []
+        for lower in self._from(tier):
+            stored = await self._stores[lower].put(_in_tier(entry, lower), now=now)
+            evicted += stored.evicted
+            below = self._below(lower)
+            for sinking in stored.sinking:
+                sunk = await self._sunk(sinking, below, now=now)
+                evicted += sunk.evicted if sunk.kept else [*sunk.evicted, sinking.meta]
+            if stored.kept:
+                return Stored(kept=True, evicted=evicted)
+        return Stored(kept=False, evicted=evicted)
+
+    async def _sunk(self, entry: Entry, below: TierName | None, *, now: float) -> Stored:
+        """Keep what a fuller tier let go, if there is a tier below and it works."""
+        if below is None:
+            return Stored(kept=False)
+        try:
+            return await self._sink(entry, below, now=now)
+        except StoreError:
+            return Stored(kept=False)
+
+    async def _read_below(self, entry: Entry, tier: TierName, *, now: float) -> None:
+        """Count a read from a lower tier; the last one that is needed takes the entry up."""
+        key = entry.meta.key
+        reads = self._reads[key] = self._reads.get(key, 0) + 1
+        above = self._above(tier)
+        if reads < READS_TO_RISE or above is None:
+            return
+        self._reads.pop(key, None)
+        try:
+            if tier in self._in_memory:
+                await self._stores[tier].remove(Selector(tenant=None, key=key))
+            await self._sink(entry, above, now=now)
+        except StoreError:
+            return  # the reader has its answer; moving it was only for the next one
+
+    def _from(self, tier: TierName) -> Sequence[TierName]:
+        return [name for name in self._stores if ORDER.index(name) >= ORDER.index(tier)]
+
+    def _below(self, tier: TierName) -> TierName | None:
+        return next(iter(self._from(tier)[1:]), None)
+
+    def _above(self, tier: TierName) -> TierName | None:
+        higher = [name for name in self._stores if ORDER.index(name) < ORDER.index(tier)]
+        return higher[-1] if higher else None
+
     def __repr__(self) -> str:
         return f"<Tiers {', '.join(repr(store) for store in self._stores.values())}>"
+
+
+def _in_tier(entry: Entry, tier: TierName) -> Entry:
+    if entry.meta.tier == tier:
+        return entry
+    return Entry(replace(entry.meta, tier=tier), entry.body)

@@ -168,10 +168,10 @@ async def test_room_is_made_by_what_is_expired_then_by_priority(make: Make) -> N
     )
     first = await store.put(entry_of("new", big), now=NOW)
     assert first.kept
-    assert names(first.evicted) == {key_of("expired")}
+    assert names(first.gone) == {key_of("expired")}
     second = await store.put(entry_of("newer", big, priority="high"), now=NOW)
     assert second.kept
-    assert names(second.evicted) == {key_of("low")}
+    assert names(second.gone) == {key_of("low")}
     assert store.fill().evictions == 2
     await store.close()
 
@@ -182,7 +182,7 @@ async def test_what_is_worth_less_than_everything_there_is_not_kept(make: Make) 
     await put_all(store, entry_of("a", big, priority="high"), entry_of("b", big, priority="high"))
     stored = await store.put(entry_of("c", big, priority="low"), now=NOW)
     assert not stored.kept
-    assert stored.evicted == []
+    assert stored.gone == []
     assert store.fill().entries == 2
     await store.close()
 
@@ -209,7 +209,7 @@ async def test_a_store_never_holds_more_than_it_may_and_loses_nothing_silently(
             body = b"x" * size
             stored = await store.put(entry_of(name, body, priority=priority), now=NOW)
             held.pop(key_of(name), None)
-            for meta in stored.evicted:
+            for meta in stored.gone:
                 del held[meta.key]
             if stored.kept:
                 held[key_of(name)] = body

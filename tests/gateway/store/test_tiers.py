@@ -1,10 +1,15 @@
 """Three tiers as one place: a key has one answer, wherever it lies."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from gateway.store.base import Selector, StoreError
-from gateway.store.memory import MemoryStore
+from gateway.store.base import Entry, Fill, Selector, Stored, StoreError
+from gateway.store.memory import MemoryStore, footprint
 from gateway.store.tiers import Tiers
+from policies.freshness import EntryMeta
 from policies.rules import TierName
 from tests.kit.entries import NOW, entry_of, key_of
 
@@ -35,7 +40,9 @@ async def test_storing_anew_in_another_tier_leaves_no_older_answer_behind() -> N
     assert stores["hot"].fill().entries == 0
 
 
-async def test_a_new_answer_that_finds_no_room_does_not_leave_the_old_one_standing() -> None:
+async def test_a_new_answer_that_finds_no_room_anywhere_does_not_leave_the_old_one_standing() -> (
+    None
+):
     both, _ = tiers(max_bytes=5000)
     await both.put(entry_of("a", b"old", tier="hot"), now=NOW)
     assert not (await both.put(entry_of("a", b"x" * 9000, tier="cold"), now=NOW)).kept
@@ -84,3 +91,126 @@ async def test_a_failing_tier_is_the_callers_to_handle() -> None:
 def test_its_state_can_be_read_off() -> None:
     both, _ = tiers()
     assert repr(both).startswith("<Tiers <MemoryStore hot: 0 entries")
+
+
+def small() -> tuple[Tiers, dict[TierName, MemoryStore]]:
+    """Room for two entries in each tier."""
+    return tiers(max_bytes=2 * footprint(entry_of("a", b"x" * 900)))
+
+
+async def fill_hot(both: Tiers, *names: str, **more: Any) -> list[Stored]:
+    return [
+        await both.put(entry_of(name, b"x" * 900, tier="hot", **more), now=NOW) for name in names
+    ]
+
+
+def where(stores: dict[TierName, MemoryStore]) -> list[int]:
+    return [store.fill().entries for store in stores.values()]
+
+
+async def test_what_a_full_tier_lets_go_sinks_to_the_bottom_and_only_then_is_lost() -> None:
+    both, stores = small()
+    stored = await fill_hot(both, *"abcdefg")
+    assert where(stores) == [2, 2, 2]
+    lost = [meta.key for one in stored for meta in one.evicted]
+    assert lost == [key_of("a")]
+    found = await both.get(key_of("b"), now=NOW)
+    assert found is not None
+    assert found.meta.tier == "cold"
+    assert found.body == b"x" * 900
+
+
+async def test_an_answer_that_is_worth_less_than_all_of_its_tier_starts_below() -> None:
+    both, stores = small()
+    await fill_hot(both, "a", "b", priority="high")
+    stored = (await fill_hot(both, "c", priority="low"))[0]
+    assert stored.kept
+    assert stored.evicted == []
+    assert where(stores) == [2, 1, 0]
+
+
+async def test_what_expired_does_not_sink() -> None:
+    both, stores = small()
+    await fill_hot(both, "a", "b", ttl_s=1.0)
+    late = entry_of("c", b"x" * 900, tier="hot", stored_at=NOW + 5)
+    await both.put(late, now=NOW + 5)
+    assert where(stores) == [2, 0, 0]
+
+
+async def test_what_is_read_often_rises_one_tier_and_keeps_its_time() -> None:
+    both, stores = tiers()
+    entry = entry_of("a", tier="cold")
+    await both.put(entry, now=NOW)
+    seen = []
+    for _ in range(8):
+        found = await both.get(key_of("a"), now=NOW)
+        assert found is not None
+        seen.append(found.meta.tier)
+        assert (found.meta.stored_at, found.meta.ttl_s) == (entry.meta.stored_at, entry.meta.ttl_s)
+    assert seen == ["cold"] * 3 + ["warm"] * 3 + ["hot"] * 2
+    assert where(stores) == [1, 0, 0]
+
+
+class OnDisk(MemoryStore):
+    """Says that it is no memory store; it can be made to fail."""
+
+    broken = False
+
+    def fill(self) -> Fill:
+        return replace(super().fill(), store="disk")
+
+    async def put(self, entry: Entry, *, now: float) -> Stored:
+        if self.broken:
+            raise StoreError("scripted")
+        return await super().put(entry, now=now)
+
+    async def get(self, key: bytes, *, now: float) -> Entry | None:
+        if self.broken:
+            raise StoreError("scripted")
+        return await super().get(key, now=now)
+
+    async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
+        if self.broken:
+            raise StoreError("scripted")
+        return await super().remove(selector)
+
+
+def over_disk() -> tuple[Tiers, MemoryStore, OnDisk]:
+    room = 2 * footprint(entry_of("a", b"x" * 900))
+    hot, cold = MemoryStore("hot", max_bytes=room), OnDisk("cold", max_bytes=100_000)
+    return Tiers({"hot": hot, "cold": cold}), hot, cold
+
+
+async def test_a_copy_that_rose_from_disk_leaves_its_twin_for_other_processes() -> None:
+    both, hot, cold = over_disk()
+    await both.put(entry_of("a", tier="cold", tags=("x",)), now=NOW)
+    for _ in range(4):
+        assert await both.get(key_of("a"), now=NOW, likely="cold") is not None
+    assert (hot.fill().entries, cold.fill().entries) == (1, 1)
+    assert len(await both.scan(Selector("t"), after=None, limit=9)) == 1
+    assert len(await both.remove(Selector("t", tag="x"))) == 1
+    assert await both.get(key_of("a"), now=NOW) is None
+
+
+async def test_a_tier_that_fails_costs_the_others_nothing() -> None:
+    both, hot, cold = over_disk()
+    await fill_hot(both, "a", "b")
+    cold.broken = True
+    (stored,) = await fill_hot(both, "c")
+    assert stored.kept
+    assert [meta.key for meta in stored.evicted] == [key_of("a")]
+    assert await both.get(key_of("c"), now=NOW, likely="cold") is not None
+    with pytest.raises(StoreError):
+        await both.get(key_of("a"), now=NOW)
+    with pytest.raises(StoreError):
+        await both.remove(Selector("t"))
+    assert hot.fill().entries == 0
+
+
+async def test_an_entry_that_cannot_rise_is_read_all_the_same() -> None:
+    hot, cold = OnDisk("hot", max_bytes=9000), OnDisk("cold", max_bytes=9000)
+    both = Tiers({"hot": hot, "cold": cold})
+    await both.put(entry_of("a", tier="cold"), now=NOW)
+    hot.broken = True
+    for _ in range(5):
+        assert await both.get(key_of("a"), now=NOW, likely="cold") is not None
