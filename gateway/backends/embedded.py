@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, cast
 
@@ -57,6 +58,25 @@ SHOW_CURSOR: Final = b"\x1b[?25h"
 ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    """What is known of an engine: ``address`` while there is one, and when to ask again."""
+
+    state: State
+    address: str | None = None
+    retry_s: float = RETRY_STARTING_S
+
+    def base_url(self) -> str:
+        """Where its OpenAI routes are. Raises: BackendFault 503 while it is not ready."""
+        if self.state == "ready" and self.address is not None:
+            return self.address + "/v1"
+        if self.state == "starting":
+            raise _down("engine_starting", "the engine is starting", RETRY_STARTING_S)
+        if self.state == "restarting":
+            raise _down("engine_unavailable", "the engine is being restarted", self.retry_s)
+        raise _down("engine_unavailable", "the engine does not run; see the log", RETRY_FAILED_S)
+
+
 class EngineProcess:
     """The engine as a child: where it listens, how it is, and nobody left behind.
 
@@ -66,6 +86,7 @@ class EngineProcess:
         command: what to start; flags are added.
         output: where the child's output goes on to; our own standard error by default.
         clock, sleep, draw, grace_s: time and chance, for the tests.
+        on_change: called when :meth:`view` has changed.
     """
 
     def __init__(
@@ -80,8 +101,10 @@ class EngineProcess:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         draw: Callable[[], float] = random.random,  # noqa: TID251  # spreads restarts, nothing else
         grace_s: float = GRACE_S,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self.state: State = "stopped"
+        self._state: State = "stopped"
+        self._on_change = on_change
         self.reason: str | None = None
         """Why it failed, in the engine's own words."""
         self.restarts = 0
@@ -102,29 +125,37 @@ class EngineProcess:
         pid = self._child.pid if self._child else None
         return f"<EngineProcess {self.state} pid={pid} restarts={self.restarts}>"
 
+    @property
+    def state(self) -> State:
+        """How it is."""
+        return self._state
+
+    def view(self) -> EngineView:
+        """How it is and where, to be told to others."""
+        wait_s = max(self._next_try_s - self._clock(), 0.0)
+        return EngineView(self._state, self._address, wait_s + RETRY_STARTING_S)
+
     async def start(self) -> None:
         """Begin to start it; returns at once."""
         self._folder = Path(tempfile.mkdtemp(prefix="kvgate-"))
-        self.state = "starting"
+        self._become("starting")
         self._watching = self._tasks.start(self._guarded(self._folder), name="engine")
 
     def base_url(self) -> str:
         """Where its OpenAI routes are. Raises: BackendFault 503 while it is not ready."""
-        if self.state == "ready" and self._address is not None:
-            return self._address + "/v1"
-        if self.state == "starting":
-            raise _down("engine_starting", "the engine is starting", RETRY_STARTING_S)
-        if self.state == "restarting":
-            wait_s = max(self._next_try_s - self._clock(), 0.0) + RETRY_STARTING_S
-            raise _down("engine_unavailable", "the engine is being restarted", wait_s)
-        raise _down("engine_unavailable", "the engine does not run; see the log", RETRY_FAILED_S)
+        return self.view().base_url()
+
+    def _become(self, state: State) -> None:
+        self._state = state
+        self._on_change()
 
     async def stop(self) -> None:
         """End the child: SIGTERM, a grace, SIGKILL. Safe to call at any time, and twice."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
-        self.state, self._address = "stopped", None
+        self._address = None
+        self._become("stopped")
         child, self._child = self._child, None
         if child is not None:
             await child.end(self._grace_s)
@@ -136,24 +167,25 @@ class EngineProcess:
         try:
             await self._watch(folder)
         except Exception:
-            self.state, self.reason = "failed", "a defect of the gateway"
+            self.reason = "a defect of the gateway"
+            self._become("failed")
             self._log.exception("engine no longer watched")
             raise
 
     async def _watch(self, folder: Path) -> None:
         crashes = 0
         while True:
-            self.state = "starting"
+            self._become("starting")
             up_s = await self._live_once(folder / f"port-{self.restarts}")
             self._address = None
             if up_s is None:
-                self.state = "failed"
+                self._become("failed")
                 return
             crashes = 1 if up_s >= STEADY_S else crashes + 1
             delay_s = min(FIRST_DELAY_S * 2 ** min(crashes - 1, 16), LONGEST_DELAY_S)
             delay_s *= 1 - JITTER * self._draw()
             self._next_try_s = self._clock() + delay_s
-            self.state = "restarting"
+            self._become("restarting")
             self.restarts += 1
             self._log.warning("engine restarts", in_s=round(delay_s, 2), restarts=self.restarts)
             await self._sleep(delay_s)
@@ -174,10 +206,10 @@ class EngineProcess:
         began_s, ready_s = self._clock(), None
         if await self._until_ready(child, port_file):
             ready_s = self._clock()
-            self.state = "ready"
+            self._become("ready")
             self._log.info("engine ready", pid=child.pid, after_s=round(ready_s - began_s, 2))
         await child.exited.wait()
-        self.state = "restarting"  # at once: its last output may take a moment to arrive
+        self._become("restarting")  # at once: its last output may take a moment to arrive
         await child.gone()
         self._child = None
         return self._last_words(child, self._clock() - ready_s if ready_s is not None else 0.0)
