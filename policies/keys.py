@@ -28,7 +28,9 @@ class Principal:
 class Scope:
     """Who shares an entry and its KV blocks: two calls meet only under equal scopes.
 
-    ``user`` is set for kind ``user``, ``batch`` for ``batch``, ``context`` for ``shared``.
+    ``user`` is set for kind ``user``, ``batch`` for ``batch``, ``context`` for ``shared``;
+    ``edition`` then says which text the context had: one that is deleted, or given another
+    text, and made again under the same id shares nothing with what it was before.
     """
 
     kind: Literal["tenant", "user", "shared", "batch"]
@@ -36,6 +38,7 @@ class Scope:
     user: str | None = None
     batch: str | None = None
     context: str | None = None
+    edition: str | None = None
 
 
 def fingerprint(canonical: bytes) -> bytes:
@@ -64,6 +67,7 @@ def entry_key(
             scope.user,
             scope.batch,
             scope.context,
+            scope.edition,
             model,
             cache_key,
             fp,
@@ -79,7 +83,7 @@ def kv_salt(scope: Scope, secret: bytes) -> str:
     length.
     """
     key = secret if len(secret) <= blake2b.MAX_KEY_SIZE else sha256(secret).digest()
-    parts = (scope.kind, scope.tenant, scope.user, scope.batch, scope.context)
+    parts = (scope.kind, scope.tenant, scope.user, scope.batch, scope.context, scope.edition)
     return blake2b(_framed("kvgate salt 1", *parts), key=key, digest_size=32).hexdigest()
 
 

@@ -5,12 +5,13 @@ that cannot be reached, refuses, or breaks off in the middle yields ``Failed`` a
 raise. Only cancellation passes through, and it must free what the call held.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from gateway.chunks import Piece
 from policies.call import Call
+from policies.eviction import Priority
 from policies.plan import Plan
 
 
@@ -55,4 +56,19 @@ class Backend(Protocol):
 
     async def kv_stats(self) -> dict[str, Any] | None:
         """What the backend says of its KV cache; ``None`` where it says nothing."""
+        ...
+
+
+@runtime_checkable
+class Prefills(Protocol):
+    """A backend that can compute a prompt ahead of its questions; not every one can."""
+
+    async def prefill_kv(
+        self, messages: Sequence[Mapping[str, Any]], *, salt: str, priority: Priority, ttl_s: float
+    ) -> int:
+        """Compute the KV of ``messages`` under ``salt``, or keep alive what is there of it.
+
+        Yields to everybody else. Returns the prompt's tokens; 0 where the backend has no such
+        control. Raises: BackendFault.
+        """
         ...

@@ -7,7 +7,7 @@ asked for, so that a plain answer comes back byte for byte as the server made it
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -21,6 +21,7 @@ from gateway.chunks import Chunk, Json, Opening, Piece, Whole, well_formed
 from gateway.errors import BackendFault, ClientFault, GatewayError, to_failed
 from gateway.sse import EventTooLarge, Parser
 from policies.call import Call
+from policies.eviction import Priority
 from policies.outcome import Completed, Ending, Failed, Usage
 from policies.plan import Plan
 
@@ -149,6 +150,20 @@ class OpenAIBackend:
         if answer.status != 200:
             raise BackendFault(f"{self.name} kept its KV", code="backend_bad_answer")
         return int(_json_object(self.name, answer.body).get("tokens", 0))
+
+    async def prefill_kv(
+        self, messages: Sequence[Mapping[str, Any]], *, salt: str, priority: Priority, ttl_s: float
+    ) -> int:
+        """See :meth:`gateway.backends.base.Prefills.prefill_kv`."""
+        if self._dialect != "kvgate":
+            return 0
+        kv = {"salt": salt, "priority": priority, "ttl_s": ttl_s, "lane": "warm"}
+        wish = _encoded({"messages": list(messages), "kv": kv})
+        answer = await self._exchange("POST", self._root() + "/kv/prefill", wish)
+        if answer.status != 200:
+            raise BackendFault(f"{self.name} prefilled nothing", code="backend_bad_answer")
+        usage = _json_object(self.name, answer.body).get("usage")
+        return usage_of(usage).prompt_tokens if isinstance(usage, dict) else 0
 
     async def kv_stats(self) -> Json | None:
         """See :meth:`gateway.backends.base.Backend.kv_stats`."""

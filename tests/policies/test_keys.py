@@ -17,6 +17,7 @@ scopes = st.builds(
     user=st.none() | texts,
     batch=st.none() | texts,
     context=st.none() | texts,
+    edition=st.none() | texts,
 )
 parts = st.tuples(
     scopes, texts, st.none() | texts, st.none() | st.binary(max_size=4), st.none() | texts
@@ -48,11 +49,12 @@ def test_one_string_in_different_parts_makes_different_keys(text: str) -> None:
         entry_key(Scope("tenant", "t", user=text), "m", None, None),
         entry_key(Scope("tenant", "t", batch=text), "m", None, None),
         entry_key(Scope("tenant", "t", context=text), "m", None, None),
+        entry_key(Scope("tenant", "t", edition=text), "m", None, None),
         entry_key(Scope("tenant", "t"), "m", text, None),
         entry_key(Scope("tenant", "t"), "m", None, raw),
         entry_key(Scope("tenant", "t"), "m", None, None, endpoint=text),
     }
-    assert len(keys) == 7
+    assert len(keys) == 8
 
 
 def test_a_string_split_in_another_place_is_another_scope() -> None:

@@ -449,3 +449,21 @@ async def test_only_our_own_engine_is_asked_about_its_kv() -> None:
         assert [seen.path for seen in upstream.seen] == ["/kv/invalidate"] * 2 + ["/kv/stats"]
         assert upstream.seen[0].body == {"salt": "ab"}
         assert upstream.seen[1].body == {"all": True}
+
+
+async def test_a_prompt_is_prefilled_by_the_engine_only() -> None:
+    prompt = [{"role": "system", "content": "Be kind."}]
+    async with ScriptedUpstream() as upstream, backend_at(upstream) as foreign:
+        kept = await foreign.prefill_kv(prompt, salt="ab", priority="high", ttl_s=60)
+        assert (kept, upstream.calls) == (0, 0)
+    replies = [json_reply({"usage": {"prompt_tokens": 12}}), error_reply(503)]
+    async with (
+        ScriptedUpstream(*replies) as upstream,
+        backend_at(upstream, dialect="kvgate") as engine,
+    ):
+        assert await engine.prefill_kv(prompt, salt="ab", priority="high", ttl_s=60) == 12
+        kv = {"salt": "ab", "priority": "high", "ttl_s": 60, "lane": "warm"}
+        assert upstream.seen[0].path == "/kv/prefill"
+        assert upstream.seen[0].body == {"messages": prompt, "kv": kv}
+        with pytest.raises(BackendFault):
+            await engine.prefill_kv(prompt, salt="ab", priority="high", ttl_s=60)
