@@ -45,6 +45,8 @@ TESTED_ELSEWHERE = {
     "gateway/backends/base.py": "a contract; its implementations are tested against it",
     "gateway/store/base.py": "a contract, tested once for all stores in tests/contracts/test_store.py",
     "gateway/store/memory.py": "tests/contracts/test_store.py",
+    "gateway/store/sharing.py": "contracts, tested once for all in tests/contracts/test_sharing.py",
+    "gateway/store/sharing_memory.py": "tests/contracts/test_sharing.py",
 }
 
 

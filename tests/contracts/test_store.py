@@ -1,6 +1,8 @@
 """What every store promises, whatever it keeps entries in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,15 +15,33 @@ from policies.freshness import EntryMeta
 from policies.keys import Scope
 from tests.kit.entries import NOW, entry_of, key_of
 
-Make = Callable[[int], Store]
-STORES: dict[str, Make] = {"memory": lambda max_bytes: MemoryStore("warm", max_bytes=max_bytes)}
+Make = Callable[[int], Awaitable[Store]]
+Open = Callable[[int, Path], AbstractAsyncContextManager[Store]]
 ANY = Selector(None)
 MIB = 2**20
 
 
+@asynccontextmanager
+async def memory(max_bytes: int, folder: Path) -> AsyncIterator[Store]:
+    store = MemoryStore("warm", max_bytes=max_bytes)
+    yield store
+    await store.close()
+
+
+STORES: dict[str, Open] = {
+    # An empty store of the tier "warm" with so many bytes; the folder is its own.
+    "memory": memory,
+}
+
+
 @pytest.fixture(params=list(STORES))
-def make(request: pytest.FixtureRequest) -> Make:
-    return STORES[request.param]
+async def make(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Make]:
+    async with AsyncExitStack() as opened:
+
+        async def one(max_bytes: int) -> Store:
+            return await opened.enter_async_context(STORES[request.param](max_bytes, tmp_path))
+
+        yield one
 
 
 def names(metas: Sequence[EntryMeta]) -> set[bytes]:
@@ -34,28 +54,25 @@ async def put_all(store: Store, *entries: Entry) -> None:
 
 
 async def test_what_was_put_is_found_and_nothing_else(make: Make) -> None:
-    store, entry = make(MIB), entry_of("a", b'{"answer":1}', tags=("x",), cache_key="faq:1")
+    store, entry = await make(MIB), entry_of("a", b'{"answer":1}', tags=("x",), cache_key="faq:1")
     await put_all(store, entry)
     assert await store.get(key_of("a"), now=NOW) == entry
     assert await store.get(key_of("b"), now=NOW) is None
-    await store.close()
 
 
 async def test_a_store_does_not_judge_age(make: Make) -> None:
-    store = make(MIB)
+    store = await make(MIB)
     await put_all(store, entry_of("a", ttl_s=1.0))
     assert await store.get(key_of("a"), now=NOW + 10_000) is not None
-    await store.close()
 
 
 async def test_the_same_key_again_is_one_entry(make: Make) -> None:
-    store = make(MIB)
+    store = await make(MIB)
     await put_all(store, entry_of("a", b"old"), entry_of("a", b"newer"))
     found = await store.get(key_of("a"), now=NOW)
     assert found is not None
     assert found.body == b"newer"
     assert store.fill().entries == 1
-    await store.close()
 
 
 SELECTORS: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -78,7 +95,7 @@ SELECTORS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 async def test_entries_are_found_and_removed_by_what_is_known_about_them(
     make: Make, has: dict[str, Any], selected_by: dict[str, Any]
 ) -> None:
-    store = make(MIB)
+    store = await make(MIB)
     meant = entry_of("hit", **has)
     await put_all(store, meant, entry_of("miss", cache_key="other"))
     selector = Selector(meant.meta.scope.tenant, **selected_by)
@@ -89,30 +106,27 @@ async def test_entries_are_found_and_removed_by_what_is_known_about_them(
     assert await store.remove(selector) == []
     assert await store.get(key_of("hit"), now=NOW) is None
     assert await store.get(key_of("miss"), now=NOW) is not None
-    await store.close()
 
 
 async def test_all_members_of_a_selector_must_agree(make: Make) -> None:
-    store = make(MIB)
+    store = await make(MIB)
     await put_all(store, entry_of("a", user="alice", model="m"), entry_of("b", user="alice"))
     assert await store.scan(Selector("t", user="alice", model="z"), after=None, limit=9) == []
     assert len(await store.scan(Selector("t", user="alice", model="m"), after=None, limit=9)) == 2
-    await store.close()
 
 
 async def test_another_tenant_is_neither_seen_nor_touched(make: Make) -> None:
-    store = make(MIB)
+    store = await make(MIB)
     await put_all(store, entry_of("a", tenant="a"), entry_of("b", tenant="b"))
     assert names(await store.scan(Selector("a"), after=None, limit=9)) == {key_of("a")}
     assert await store.remove(Selector("a", key=key_of("b"))) == []
     assert await store.scan(Selector("a", key=key_of("b")), after=None, limit=9) == []
     assert names(await store.remove(Selector("a"))) == {key_of("a")}
     assert names(await store.scan(ANY, after=None, limit=9)) == {key_of("b")}
-    await store.close()
 
 
 async def test_a_scan_goes_through_all_entries_once_page_by_page(make: Make) -> None:
-    store = make(MIB)
+    store = await make(MIB)
     await put_all(store, *(entry_of(str(number)) for number in range(10)))
     seen: list[bytes] = []
     after: bytes | None = None
@@ -121,19 +135,17 @@ async def test_a_scan_goes_through_all_entries_once_page_by_page(make: Make) -> 
         seen += [meta.key for meta in page]
         after = page[-1].key
     assert seen == sorted(key_of(str(number)) for number in range(10))
-    await store.close()
 
 
 async def test_a_scan_may_start_at_the_beginning_of_a_key(make: Make) -> None:
-    store = make(MIB)
+    store = await make(MIB)
     await put_all(store, entry_of("a"), entry_of("b"))
     page = await store.scan(ANY, after=key_of("b")[:16], limit=1)
     assert names(page) == {key_of("b")}
-    await store.close()
 
 
 async def test_how_full_it_is_is_told(make: Make) -> None:
-    store = make(MIB)
+    store = await make(MIB)
     empty = store.fill()
     assert (empty.tier, empty.entries, empty.max_bytes, empty.evictions) == ("warm", 0, MIB, 0)
     await put_all(store, entry_of("a", b"x" * 1000), entry_of("b"))
@@ -142,23 +154,21 @@ async def test_how_full_it_is_is_told(make: Make) -> None:
     assert 1000 < fill.size_bytes - empty.size_bytes < 10_000
     await store.remove(ANY)
     assert (store.fill().entries, store.fill().size_bytes) == (0, empty.size_bytes)
-    await store.close()
 
 
 async def test_an_entry_larger_than_the_store_is_not_kept_and_no_older_answer_remains(
     make: Make,
 ) -> None:
-    store = make(20_000)
+    store = await make(20_000)
     await put_all(store, entry_of("a"), entry_of("b"))
     stored = await store.put(entry_of("a", b"x" * 20_001), now=NOW)
     assert not stored.kept
     assert await store.get(key_of("a"), now=NOW) is None
     assert await store.get(key_of("b"), now=NOW) is not None
-    await store.close()
 
 
 async def test_room_is_made_by_what_is_expired_then_by_priority(make: Make) -> None:
-    store = make(60_000)
+    store = await make(60_000)
     big = b"x" * 15_000
     await put_all(
         store,
@@ -173,18 +183,16 @@ async def test_room_is_made_by_what_is_expired_then_by_priority(make: Make) -> N
     assert second.kept
     assert names(second.gone) == {key_of("low")}
     assert store.fill().evictions == 2
-    await store.close()
 
 
 async def test_what_is_worth_less_than_everything_there_is_not_kept(make: Make) -> None:
-    store = make(35_000)
+    store = await make(35_000)
     big = b"x" * 15_000
     await put_all(store, entry_of("a", big, priority="high"), entry_of("b", big, priority="high"))
     stored = await store.put(entry_of("c", big, priority="low"), now=NOW)
     assert not stored.kept
     assert stored.gone == []
     assert store.fill().entries == 2
-    await store.close()
 
 
 @given(
@@ -200,9 +208,15 @@ async def test_what_is_worth_less_than_everything_there_is_not_kept(make: Make) 
 )
 @pytest.mark.parametrize("kind", list(STORES))
 async def test_a_store_never_holds_more_than_it_may_and_loses_nothing_silently(
-    kind: str, actions: list[tuple[str, int, str, str]]
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: str,
+    actions: list[tuple[str, int, str, str]],
 ) -> None:
-    store = STORES[kind](20_000)
+    async with STORES[kind](20_000, tmp_path_factory.mktemp("store")) as store:
+        await loses_nothing_silently(store, actions)
+
+
+async def loses_nothing_silently(store: Store, actions: list[tuple[str, int, str, str]]) -> None:
     held: dict[bytes, bytes] = {}
     for name, size, priority, action in actions:
         if action == "put":
@@ -221,7 +235,6 @@ async def test_a_store_never_holds_more_than_it_may_and_loses_nothing_silently(
         fill = store.fill()
         assert fill.size_bytes <= fill.max_bytes
         assert fill.entries == len(held)
-    await store.close()
 
 
 @pytest.mark.parametrize(
