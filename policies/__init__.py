@@ -20,6 +20,7 @@ Read in this order:
 8. ``explain``    why it was a miss, where two requests differ, the debug line
 9. ``eviction``   which key goes first when room is short
 10. ``record``    how the large records of the hot path are made
+11. ``conversation``  what a conversation is about;  ``analytics``  what its numbers recommend
 
 A client's fault is a ``policies.call.RequestError``; there is no other exception on purpose.
 """

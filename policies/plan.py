@@ -3,6 +3,7 @@
 from typing import Literal, NamedTuple
 
 from policies.call import Call, RequestError, canonical
+from policies.conversation import CONTEXT_OF, classify
 from policies.directive import Directive
 from policies.eviction import Priority
 from policies.keys import Principal, Scope, entry_key, fingerprint, kv_salt, public_key
@@ -81,7 +82,7 @@ def decide(
     enabled, why_not = _enabled(call, directive, rules, reasons)
     scope = _scope(directive, principal, user, rules, reasons)
     matched = _match(directive, rules, reasons)
-    retention = _retention(directive, rules, reasons)
+    retention = _retention(call, directive, rules, reasons)
     rights = _rights(call, directive, retention.ttl_s, reasons, enabled=enabled, why_not=why_not)
     # What touches no entry needs no key: the canonical form is half the cost of a decision.
     form = canonical(call, context_aware=directive.context_aware is not False) if enabled else b""
@@ -232,11 +233,11 @@ class _Retention(NamedTuple):
     priority: Priority
 
 
-def _retention(directive: Directive, rules: Rules, reasons: list[Reason]) -> _Retention:
+def _retention(call: Call, directive: Directive, rules: Rules, reasons: list[Reason]) -> _Retention:
     tier: TierName | None = None
     ttl_s: float | None = None
     priority: Priority | None = None
-    for bid in _bids(directive, rules):
+    for bid in _bids(call, directive, rules):
         if tier is None and bid.tier is not None:
             tier = bid.tier
             reasons.append(Reason("tier", tier, bid.because))
@@ -252,7 +253,7 @@ def _retention(directive: Directive, rules: Rules, reasons: list[Reason]) -> _Re
     return _Retention(tier, ttl_s, priority)
 
 
-def _bids(directive: Directive, rules: Rules) -> list[_Bid]:
+def _bids(call: Call, directive: Directive, rules: Rules) -> list[_Bid]:
     """The rules that speak for this call, in the protocol's order of precedence."""
     origins = directive.origins
     bids: list[_Bid] = []
@@ -273,9 +274,19 @@ def _bids(directive: Directive, rules: Rules) -> list[_Bid]:
             bids.append(_Bid(because, None, profile.ttl_s, profile.priority))
     if directive.cache_key is not None:
         bids.extend(_prefix_bids(directive.cache_key, rules))
-    # Strategy adaptive bids here once conversations are classified.
+    if directive.strategy == "adaptive":
+        bids.extend(_adaptive_bids(call, rules))
     bids.append(_tier_bid("default tier", rules.default_tier, rules))
     return bids
+
+
+def _adaptive_bids(call: Call, rules: Rules) -> list[_Bid]:
+    """The lifetime of what the conversation is about; importance and tier are not its to say."""
+    kind = classify(call.messages)
+    profile = rules.contexts.get(CONTEXT_OF[kind]) or rules.contexts.get("*")
+    if profile is None:
+        return []
+    return [_Bid(f"strategy adaptive: {kind}", None, profile.ttl_s, None)]
 
 
 def _tier_bid(because: str, tier: TierName, rules: Rules) -> _Bid:

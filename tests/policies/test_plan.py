@@ -142,6 +142,33 @@ class TestRetention:
     ) -> None:
         assert retention(plan_of({"enabled": True, **kv_cache})) == expected
 
+    @pytest.mark.parametrize(
+        ("said", "ttl_s", "kind"),
+        [
+            ("fix this function", 7200, "programming"),
+            ("what is a monad", 14_400, "educational"),
+            ("I have a problem", 3600, "support"),
+            ("hello there", 1800, "general"),
+        ],
+    )
+    def test_adaptive_takes_the_lifetime_from_what_the_conversation_is_about(
+        self, said: str, ttl_s: float, kind: str
+    ) -> None:
+        wish = {"enabled": True, "strategy": "adaptive"}
+        plan = plan_of(wish, call=call_of(*[said] * 5))
+        assert retention(plan) == ("warm", ttl_s, "medium")
+        assert because(plan, "ttl_s")[1] == f"strategy adaptive: {kind}"
+
+    def test_adaptive_follows_the_operators_profiles_and_yields_to_every_other_word(self) -> None:
+        call, wish = call_of(*["fix this code"] * 5), {"enabled": True, "strategy": "adaptive"}
+        other = {"*": ProfileRule(ttl_s=77)}
+        plan = plan_of(wish, call=call, rules=replace(RULES, contexts=other))
+        assert retention(plan) == ("warm", 77, "medium")
+        plan = plan_of(wish, call=call, rules=replace(RULES, contexts={}))
+        assert retention(plan) == ("warm", 1800, "medium")
+        plan = plan_of({**wish, "cache_key": "faq:1"}, call=call)
+        assert retention(plan) == ("hot", 86_400, "high")
+
     def test_each_word_of_the_precedence_beats_all_after_it(self) -> None:
         words: list[tuple[dict[str, Any], float]] = [
             ({"ttl": 1}, 1),
