@@ -15,15 +15,18 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Final, assert_never
+from functools import partial
+from typing import Final, NamedTuple, assert_never
 
 import orjson
 
 from gateway.backends.base import Backend
 from gateway.chunks import Chunk, Opening, Piece, Whole, finished, fold
 from gateway.errors import ClientFault, from_failed
-from gateway.flights import Flights, Reader
+from gateway.flights import Flight, Flights, Reader
 from gateway.headers import replayable
+from gateway.leading import Leading
+from gateway.outcomes import forwarded, from_store, meta_of, with_opening
 from gateway.recall import Recall
 from gateway.store.base import Entry, Selector, Stored, StoreError
 from gateway.store.tiers import Tiers
@@ -32,7 +35,7 @@ from policies.call import Call
 from policies.explain import debug_line, difference, miss_reason
 from policies.freshness import EntryMeta, Expired, Fresh, Stale, judge
 from policies.keys import Scope, entry_key
-from policies.outcome import Completed, Ending, Failed, Forwarded, Outcome, Usage
+from policies.outcome import Elsewhere, Ending, Failed, Outcome
 from policies.plan import Plan
 from policies.rules import Rules
 
@@ -42,10 +45,19 @@ MAX_CLEARINGS: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Answered from the store."""
+    """Answered from the store. ``renew``: it should be computed anew behind the reader's back."""
 
     entry: Entry
     outcome: Outcome
+    renew: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """A backend is needed. ``last_resort`` is stale, and better than the backend's failure."""
+
+    outcome: Outcome
+    last_resort: Kept | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,14 @@ class Flown:
 
 
 Answer = Kept | Flown
+
+
+class Boarded(NamedTuple):
+    """A place on a flight; ``collapsed`` when somebody else had started it."""
+
+    flight: Flight
+    reader: Reader
+    collapsed: bool
 
 
 class Pipeline:
@@ -73,6 +93,7 @@ class Pipeline:
         now: Callable[[], float],
         draw: Callable[[], float],
         store_failed: Callable[[Exception], None] = lambda _: None,
+        leading: Leading | None = None,
     ) -> None:
         self._rules = rules
         self._store = store
@@ -81,6 +102,7 @@ class Pipeline:
         self._now = now
         self._draw = draw
         self._store_failed = store_failed
+        self._leading = leading
         self._clearings = 0
         self._cleared: deque[tuple[int, Selector]] = deque(maxlen=MAX_CLEARINGS)
 
@@ -91,6 +113,19 @@ class Pipeline:
             ClientFault: 504 ``only_if_cached`` (RFC 9111, 5.2.1.7), or the backend's refusal.
             BackendFault: the backend failed before its first piece and nothing stale helps.
         """
+        while True:
+            found = await self.look_up(plan)
+            if isinstance(found, Kept):
+                if found.renew:
+                    self.renew(call, plan, backend)
+                return found
+            # No await in between: what has landed until now has been looked up.
+            boarded = self.board(call, plan, backend)
+            if (answer := await self.opened(boarded, found, backend)) is not None:
+                return answer
+
+    async def look_up(self, plan: Plan) -> Kept | Missed:
+        """What the store has to say about ``plan``. Raises: ClientFault 504 ``only_if_cached``."""
         now = self._now()
         entry: Entry | None = None
         store_failed = False
@@ -105,12 +140,9 @@ class Pipeline:
             verdict = judge(entry.meta, plan, now, self._draw(), beta=self._rules.refresh_beta)
             match verdict:
                 case Fresh():
-                    if verdict.refresh_ahead:
-                        self._renew(call, plan, backend)
-                    return _kept(entry, plan, verdict)
+                    return _kept(entry, plan, verdict, renew=verdict.refresh_ahead)
                 case Stale(usable="revalidate"):
-                    self._renew(call, plan, backend)
-                    return _kept(entry, plan, verdict)
+                    return _kept(entry, plan, verdict, renew=True)
                 case Stale() | Expired():
                     pass
                 case _:
@@ -123,9 +155,9 @@ class Pipeline:
             )
         missed = await self._missed(plan, expired=entry is not None, store_failed=store_failed)
         if plan.may_read and not store_failed and self._flights.landed_since(plan.key, mark):
-            return await self.answer(call, plan, backend)
+            return await self.look_up(plan)
         last_resort = _kept(entry, plan, verdict) if entry and isinstance(verdict, Stale) else None
-        return await self._fly(call, plan, backend, missed, last_resort)
+        return Missed(missed, last_resort)
 
     async def clear(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant, now and out of the flights in the air. Raises: StoreError."""
@@ -152,7 +184,7 @@ class Pipeline:
             tier=plan.tier,
             stored=plan.may_store,
             ttl_left_s=plan.ttl_s if plan.may_store else None,
-            forwarded=_forwarded(plan, expired=expired),
+            forwarded=forwarded(plan, expired=expired),
             miss_reason=reason,
             difference=difference(nearest, plan.canonical) if explained and nearest else None,
             store_error=store_failed,
@@ -175,9 +207,8 @@ class Pipeline:
                     return False
         return False
 
-    async def _fly(
-        self, call: Call, plan: Plan, backend: Backend, missed: Outcome, last_resort: Kept | None
-    ) -> Answer:
+    def board(self, call: Call, plan: Plan, backend: Backend) -> Boarded:
+        """Read along with the flight that computes this, or start it."""
         shared = plan.may_read and plan.may_store
         flight = self._flights.find(plan.key) if shared else None
         collapsed = flight is not None
@@ -187,7 +218,14 @@ class Pipeline:
                 lambda: self._work(call, plan, backend),
             )
         flight.finish_alone |= plan.preload
-        reader = flight.read()
+        return Boarded(flight, flight.read(), collapsed)
+
+    async def opened(self, boarded: Boarded, missed: Missed, backend: Backend) -> Answer | None:
+        """Wait for the first piece; ``None`` when the store has the answer by now.
+
+        Raises: ClientFault, BackendFault, as :meth:`answer` says.
+        """
+        reader, last_resort = boarded.reader, missed.last_resort
         try:
             first = await anext(reader)
         except BaseException:
@@ -195,27 +233,62 @@ class Pipeline:
             raise
         match first:
             case Opening():
-                return Flown(first, reader, opened(missed, first, backend, collapsed=collapsed))
+                outcome = with_opening(missed.outcome, first, backend, collapsed=boarded.collapsed)
+                return Flown(first, reader, outcome)
             case Failed():
                 reader.close()
                 if last_resort is not None and first.fault != "client":
                     return last_resort
                 raise from_failed(first)
+            case Elsewhere():
+                reader.close()
+                return None
             case _:
                 reader.close()
                 raise AssertionError(f"{backend.name} opened with {type(first).__name__}")
 
-    def _renew(self, call: Call, plan: Plan, backend: Backend) -> None:
+    def renew(self, call: Call, plan: Plan, backend: Backend) -> None:
         """Compute anew behind the reader's back, unless that is under way already."""
         if plan.may_store and self._flights.find(plan.key) is None:
             # A refusal must not take the place of the good answer that is being renewed.
             renewal = replace(plan, may_read=False)
             self._flights.start(
-                plan.key, lambda: self._work(call, renewal, backend), finish_alone=True
+                plan.key, lambda: self._work(call, renewal, backend, renews=True), finish_alone=True
             )
 
-    async def _work(self, call: Call, plan: Plan, backend: Backend) -> AsyncGenerator[Piece, None]:
-        """What a flight does: pass the backend's pieces on, then store the answer."""
+    def _work(
+        self, call: Call, plan: Plan, backend: Backend, *, renews: bool = False
+    ) -> AsyncGenerator[Piece, None]:
+        """What a flight does: compute, unless another process does so already."""
+        if self._leading is None or not plan.may_store or not (plan.may_read or renews):
+            return self._compute(call, plan, backend)
+        return self._lead(self._leading, call, plan, backend, renews=renews)
+
+    async def _lead(
+        self, leading: Leading, call: Call, plan: Plan, backend: Backend, *, renews: bool
+    ) -> AsyncGenerator[Piece, None]:
+        there = None if renews else partial(self._is_there, plan)
+        async with leading.of(plan.key, there) as leads:
+            if not leads:
+                yield Elsewhere()
+                return
+            async with aclosing(self._compute(call, plan, backend)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    async def _is_there(self, plan: Plan) -> bool:
+        """Whether the store has by now what this plan may be answered with."""
+        now = self._now()
+        try:
+            entry = await self._store.get(plan.key, now=now, likely=plan.tier)
+        except StoreError:
+            return False
+        return entry is not None and isinstance(judge(entry.meta, plan, now, 0.0, beta=0.0), Fresh)
+
+    async def _compute(
+        self, call: Call, plan: Plan, backend: Backend
+    ) -> AsyncGenerator[Piece, None]:
+        """Pass the backend's pieces on, then store the answer."""
         parts: list[Chunk | Whole] = []
         ending: Ending | None = None
         clearings = self._clearings
@@ -255,7 +328,7 @@ class Pipeline:
             case _:
                 assert_never(verdict)
         now = self._now()
-        meta = _meta(call, plan, ending, verdict, self._rules, now=now, size_bytes=len(body))
+        meta = meta_of(call, plan, ending, verdict, self._rules, now=now, size_bytes=len(body))
         if any(number > clearings and what.matches(meta) for number, what in self._cleared):
             return
         try:
@@ -273,99 +346,5 @@ class Pipeline:
             self._recall.left((plan.key,), "evicted")
 
 
-def opened(missed: Outcome, opening: Opening, backend: Backend, *, collapsed: bool) -> Outcome:
-    """The outcome with what the backend said at its first piece about reuse."""
-    hit_tokens, miss_tokens = opening.hit_tokens or 0, opening.miss_tokens or 0
-    return replace(
-        missed,
-        level="prefix" if hit_tokens else "none",
-        hit=hit_tokens > 0,
-        collapsed=collapsed,
-        backend=backend.name,
-        tokens_saved=hit_tokens,
-        prompt_tokens=hit_tokens + miss_tokens,
-        hit_tokens=hit_tokens,
-        miss_tokens=miss_tokens,
-    )
-
-
-def with_usage(outcome: Outcome, usage: Usage) -> Outcome:
-    """The outcome with the token counts of a computed answer."""
-    reused = usage.hit_tokens > 0
-    whole = usage.prompt_tokens + usage.completion_tokens
-    return replace(
-        outcome,
-        level="prefix" if reused else "none",
-        hit=reused,
-        tokens_saved=whole if outcome.collapsed else usage.hit_tokens,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        hit_tokens=usage.hit_tokens,
-        miss_tokens=usage.miss_tokens,
-    )
-
-
-def _kept(entry: Entry, plan: Plan, verdict: Fresh | Stale) -> Kept:
-    meta = entry.meta
-    negative = meta.status != 200
-    return Kept(
-        entry,
-        Outcome(
-            level="negative" if negative else "response",
-            hit=True,
-            stale=isinstance(verdict, Stale),
-            key=plan.public_key,
-            tier=meta.tier,
-            age_s=verdict.age_s,
-            ttl_left_s=verdict.ttl_left_s,
-            tokens_saved=meta.prompt_tokens + meta.completion_tokens,
-            prompt_tokens=meta.prompt_tokens,
-            completion_tokens=meta.completion_tokens,
-            status=meta.status,
-            debug=debug_line(plan) if plan.debug else None,
-        ),
-    )
-
-
-def _forwarded(plan: Plan, *, expired: bool) -> Forwarded:
-    if not plan.enabled:
-        return "bypass"
-    if not plan.may_read:
-        return "request"
-    return "stale" if expired else "uri-miss"
-
-
-def _meta(
-    call: Call,
-    plan: Plan,
-    ending: Ending,
-    kept: Store,
-    rules: Rules,
-    *,
-    now: float,
-    size_bytes: int,
-) -> EntryMeta:
-    tier = rules.tiers[plan.tier]
-    completed = ending if isinstance(ending, Completed) else Completed(Usage(), 0.0)
-    return EntryMeta(
-        key=plan.key,
-        scope=plan.scope,
-        model=plan.model,
-        endpoint=call.endpoint,
-        tier=plan.tier,
-        priority=plan.priority,
-        stored_at=now,
-        ttl_s=kept.ttl_s,
-        stale_while_revalidate_s=tier.stale_while_revalidate_s,
-        stale_if_error_s=tier.stale_if_error_s,
-        cost_s=completed.duration_s,
-        size_bytes=size_bytes,
-        prompt_tokens=completed.usage.prompt_tokens,
-        completion_tokens=completed.usage.completion_tokens,
-        cache_key=plan.cache_key,
-        tags=plan.tags,
-        batch_id=plan.batch_id,
-        user=plan.user,
-        context=plan.context,
-        status=ending.status if isinstance(ending, Failed) else 200,
-    )
+def _kept(entry: Entry, plan: Plan, verdict: Fresh | Stale, *, renew: bool = False) -> Kept:
+    return Kept(entry, from_store(entry, plan, verdict), renew)

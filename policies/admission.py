@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from policies.freshness import jittered
-from policies.outcome import Abandoned, Completed, Ending, Failed
+from policies.outcome import Abandoned, Completed, Elsewhere, Ending, Failed
 from policies.plan import Plan
 from policies.rules import Rules
 
@@ -44,7 +44,7 @@ def admit(
             if not _is_remembered(plan, ending, rules):
                 return Refuse("error")
             ttl_s, negative = rules.negative_ttl_s, True
-        case Abandoned():
+        case Abandoned() | Elsewhere():
             return Refuse("unfinished")
         case _:
             assert_never(ending)

@@ -53,7 +53,12 @@ class Abandoned:
     """Nobody read on; the work was stopped."""
 
 
-Ending = Completed | Failed | Abandoned
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Another process computed it meanwhile: the answer is in the store."""
+
+
+Ending = Completed | Failed | Abandoned | Elsewhere
 
 
 @record

@@ -21,7 +21,8 @@ from gateway.chunks import Chunk, Json, Opening, Whole, fold, unfold
 from gateway.errors import BackendFault, GatewayError, from_failed
 from gateway.flights import FlightCancelled
 from gateway.journal import Journal
-from gateway.pipeline import Flown, Kept, Pipeline, with_usage
+from gateway.outcomes import with_usage
+from gateway.pipeline import Flown, Kept, Pipeline
 from gateway.request_log import Visit
 from gateway.router import Router
 from gateway.routes.rendered import Rendered, head_lines, plain, takes_rendered
@@ -38,7 +39,7 @@ from gateway.store.base import Entry
 from policies.call import Call, Endpoint, parse_call
 from policies.directive import parse_directive
 from policies.keys import Principal
-from policies.outcome import Abandoned, Completed, Failed, Outcome
+from policies.outcome import Abandoned, Completed, Elsewhere, Failed, Outcome
 from policies.plan import Plan, decide
 from policies.rules import Rules
 
@@ -227,7 +228,7 @@ class Completions:
                     break
                 case Failed():
                     raise from_failed(piece)
-                case Abandoned() | Opening():
+                case Abandoned() | Elsewhere() | Opening():
                     raise AssertionError(f"a reader met {piece}")
                 case _:
                     assert_never(piece)
@@ -283,7 +284,7 @@ class Completions:
                     case Failed():
                         yield b"".join(events)
                         raise from_failed(piece)
-                    case Abandoned() | Opening():
+                    case Abandoned() | Elsewhere() | Opening():
                         raise AssertionError(f"a reader met {piece}")
                     case _:
                         assert_never(piece)

@@ -8,7 +8,8 @@ import pytest
 
 from gateway.chunks import Whole
 from gateway.errors import ClientFault
-from gateway.pipeline import Flown, Pipeline, with_usage
+from gateway.outcomes import with_usage
+from gateway.pipeline import Flown, Pipeline
 from gateway.store.base import Entry, Selector, Stored, StoreError
 from gateway.store.memory import MemoryStore
 from policies.freshness import EntryMeta

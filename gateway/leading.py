@@ -1,0 +1,82 @@
+"""One process computes, the others wait for what it stores.
+
+Flights coalesce identical calls within a process; a lease does so across processes that share a
+store. Whoever takes the lease of a key is its leader and computes; the others look into the store
+until the answer is there or the lease is free, and then either read it or lead themselves. A lease is
+renewed while its holder lives and ends by itself soon after it died. A store of leases that fails
+costs the coalescing and nothing else.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+from gateway.flights import Tasks
+from gateway.store.base import StoreError
+from gateway.store.sharing import Leases
+
+LEASE_S: Final = 5.0
+"""How long others wait for a leader that died."""
+RENEW_S: Final = 1.5
+FIRST_WAIT_S: Final = 0.01
+LONGEST_WAIT_S: Final = 0.1
+
+
+class Leading:
+    """Leases as the pipeline uses them. ``sleep`` is an argument for the tests."""
+
+    def __init__(
+        self,
+        leases: Leases,
+        tasks: Tasks,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._leases = leases
+        self._tasks = tasks
+        self._sleep = sleep
+
+    @asynccontextmanager
+    async def of(self, key: bytes, there: Callable[[], Awaitable[bool]]) -> AsyncIterator[bool]:
+        """Hold the lease of ``key`` within the block; False: the answer is ``there`` already."""
+        leads = await self._leads(key, there)
+        if leads is None:
+            yield True
+            return
+        if not leads:
+            yield False
+            return
+        renewing = self._tasks.start(self._renew(key), name="lease")
+        try:
+            yield True
+        finally:
+            renewing.cancel()
+            with suppress(StoreError):
+                await self._leases.release(key)
+
+    async def _leads(self, key: bytes, there: Callable[[], Awaitable[bool]]) -> bool | None:
+        """Whether we hold the lease now; None when nobody can say."""
+        wait_s = FIRST_WAIT_S
+        try:
+            while not await self._leases.take(key, ttl_s=LEASE_S):
+                await self._sleep(wait_s)
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+                if await there():
+                    return False
+        except StoreError:
+            return None
+        if await there():  # it was stored between our look-up and our taking the lease
+            with suppress(StoreError):
+                await self._leases.release(key)
+            return False
+        return True
+
+    async def _renew(self, key: bytes) -> None:
+        while True:
+            await self._sleep(RENEW_S)
+            with suppress(StoreError):
+                await self._leases.take(key, ttl_s=LEASE_S)
+
+    def __repr__(self) -> str:
+        return f"<Leading by {type(self._leases).__name__}>"
