@@ -21,6 +21,7 @@ LEASE_S: Final = 5.0
 RENEW_S: Final = 1.5
 FIRST_WAIT_S: Final = 0.01
 LONGEST_WAIT_S: Final = 0.1
+There = Callable[[], Awaitable[bool]]
 
 
 class Leading:
@@ -38,8 +39,11 @@ class Leading:
         self._sleep = sleep
 
     @asynccontextmanager
-    async def of(self, key: bytes, there: Callable[[], Awaitable[bool]]) -> AsyncIterator[bool]:
-        """Hold the lease of ``key`` within the block; False: the answer is ``there`` already."""
+    async def of(self, key: bytes, there: There | None) -> AsyncIterator[bool]:
+        """Hold the lease of ``key`` within the block; False: the answer is ``there`` already.
+
+        With no ``there`` to look at nobody waits: False says that another holds the lease.
+        """
         leads = await self._leads(key, there)
         if leads is None:
             yield True
@@ -55,18 +59,22 @@ class Leading:
             with suppress(StoreError):
                 await self._leases.release(key)
 
-    async def _leads(self, key: bytes, there: Callable[[], Awaitable[bool]]) -> bool | None:
+    async def _leads(self, key: bytes, there: There | None) -> bool | None:
         """Whether we hold the lease now; None when nobody can say."""
         wait_s = FIRST_WAIT_S
         try:
             while not await self._leases.take(key, ttl_s=LEASE_S):
+                if there is None:
+                    return False
                 await self._sleep(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
                 if await there():
                     return False
         except StoreError:
             return None
-        if await there():  # it was stored between our look-up and our taking the lease
+        if (
+            there is not None and await there()
+        ):  # it was stored between our look-up and our taking the lease
             with suppress(StoreError):
                 await self._leases.release(key)
             return False

@@ -4,7 +4,8 @@ An entry starts in the tier that its plan named. What a full tier has to let go 
 one below, for what is left of its time; what is read from below several times is taken up one tier.
 A memory tier is asked before the others, for it answers at once. Storing an answer anew removes
 older ones from every tier, so that a key never has two answers; a copy that rose out of a tier on
-disk or in Redis leaves its twin there, as other processes read that.
+disk or in Redis leaves its twin there, as other processes read that. Where several processes share a
+tier below a memory tier, what goes into memory is written through to it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,13 @@ ORDER: Final[tuple[TierName, ...]] = ("hot", "warm", "cold")
 
 
 class Tiers:
-    """All tiers of one gateway. ``stores`` may leave tiers out."""
+    """All tiers of one gateway. ``stores`` may leave tiers out.
 
-    def __init__(self, stores: Mapping[TierName, Store]) -> None:
+    ``several`` processes read the tiers that are not in memory.
+    """
+
+    def __init__(self, stores: Mapping[TierName, Store], *, several: bool = False) -> None:
+        self._several = several
         self._stores = {tier: stores[tier] for tier in ORDER if tier in stores}
         self._in_memory = {
             tier for tier, store in self._stores.items() if store.fill().store == "memory"
@@ -46,7 +51,7 @@ class Tiers:
         A tier that fails is passed over while another has the entry.
         """
         failed: StoreError | None = None
-        for tier in self._asked[likely]:
+        for tier in self._asked.get(likely, self._asked[None]):
             try:
                 entry = await self._stores[tier].get(key, now=now)
             except StoreError as error:
@@ -68,7 +73,12 @@ class Tiers:
                 with suppress(StoreError):  # a tier that is down must not cost the others the entry
                     await store.remove(same_key)
         self._reads.pop(entry.meta.key, None)
-        return await self._sink(entry, entry.meta.tier, now=now)
+        stored = await self._sink(entry, entry.meta.tier, now=now)
+        if self._several and entry.meta.tier in self._in_memory:
+            shared = [name for name in self._from(entry.meta.tier) if name not in self._in_memory]
+            if shared:
+                await self._sunk(entry, shared[0], now=now)
+        return stored
 
     async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant from every tier; each key once. Raises: StoreError, after trying all."""

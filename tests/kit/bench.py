@@ -15,7 +15,7 @@ from gateway.recall import Recall
 from gateway.store.memory import MemoryStore
 from gateway.store.tiers import Tiers
 from policies.outcome import Completed, Outcome
-from policies.rules import Rules, default_rules
+from policies.rules import Rules, TierName, default_rules
 from tests.kit.clock import Clock
 from tests.kit.entries import asked
 from tests.kit.scripted_backend import Script, ScriptedBackend
@@ -32,13 +32,11 @@ class Bench:
     ) -> None:
         self.clock, self.draw = Clock(), 0.0
         self.backend = ScriptedBackend(*scripts)
-        warm = store or MemoryStore("warm", max_bytes=2**20)
+        tiers: tuple[TierName, ...] = ("hot", "warm", "cold")
         self.store = Tiers(
-            {
-                "hot": MemoryStore("hot", max_bytes=2**20),
-                "warm": warm,
-                "cold": MemoryStore("cold", max_bytes=2**20),
-            }
+            {tier: MemoryStore(tier, max_bytes=2**20) for tier in tiers}
+            if store is None
+            else {"warm": store}
         )
         self.tasks = Tasks()
         self.flights = Flights(self.tasks)
