@@ -25,6 +25,7 @@ from gateway.flights import Flights, Tasks
 from gateway.journal import Journal, Price
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
+from gateway.places import open_places
 from gateway.recall import Recall
 from gateway.request_log import RequestLog
 from gateway.router import Router, Served
@@ -33,7 +34,7 @@ from gateway.routes.completions import Completions
 from gateway.routes.models import Models
 from gateway.routes.ops import Ops
 from gateway.routes.shape import guarded, json_response
-from gateway.store.memory import MemoryStore
+from gateway.store.sharing import Leases, News, Records
 from gateway.store.tiers import Tiers
 
 OPENAI_PREFIXES: Final = ("/v1", "")
@@ -50,6 +51,9 @@ class Gateway:
 
     config: Config
     store: Tiers
+    leases: Leases
+    records: Records
+    news: News | None
     flights: Flights
     recall: Recall
     router: Router
@@ -82,13 +86,8 @@ async def build(
     engine = EngineProcess(config.engine, tasks=tasks) if config.engine_enabled() else None
     router = Router(_served(config, session, engine), config.aliases)
     authenticator = Authenticator(config.tenants)
-    shares = {one.name: one.max_bytes for one in config.tenants if one.max_bytes is not None}
-    store = Tiers(
-        {
-            tier: MemoryStore(tier, max_bytes=rule.max_bytes, shares=shares)
-            for tier, rule in rules.tiers.items()
-        }
-    )
+    places = await open_places(config, rules, tasks=tasks, now=now)
+    store = places.tiers
     flights, recall = Flights(tasks), Recall()
     journal = Journal(
         {
@@ -105,13 +104,26 @@ async def build(
         now=now,
         draw=draw,
         store_failed=journal.store_failed,
+        leading=places.leading,
     )
     metrics = Metrics(
         models=router.models(),
         tenants=[tenant.name for tenant in config.tenants] or [OPEN_TENANT],
     )
     gateway = Gateway(
-        config, store, flights, recall, router, journal, metrics, pipeline, engine, tasks
+        config=config,
+        store=store,
+        leases=places.leases,
+        records=places.records,
+        news=places.news,
+        flights=flights,
+        recall=recall,
+        router=router,
+        journal=journal,
+        metrics=metrics,
+        pipeline=pipeline,
+        engine=engine,
+        tasks=tasks,
     )
     completions = Completions(
         authenticator=authenticator,
