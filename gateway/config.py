@@ -157,6 +157,7 @@ class Config(BaseSettings):
             jitter=self.freshness.jitter,
             negative_ttl_s=self.freshness.negative_ttl,
             refresh_beta=self.freshness.refresh_beta,
+            max_renewals=self.freshness.max_renewals,
             limits=Limits(
                 max_ttl_s=self.limits.max_ttl,
                 max_entry_bytes=self.limits.max_entry_bytes,

@@ -193,6 +193,7 @@ class Freshness(Section):
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.1
     negative_ttl: Duration = 60.0
     refresh_beta: Annotated[float, Field(ge=0, le=100)] = 1.0
+    max_renewals: Annotated[Whole, Field(ge=0, le=1024)] = 4
 
 
 class RequestLimits(Section):

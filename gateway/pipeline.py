@@ -35,7 +35,7 @@ from policies.call import Call
 from policies.explain import debug_line, difference, miss_reason
 from policies.freshness import EntryMeta, Expired, Fresh, Stale, judge
 from policies.keys import Scope, entry_key
-from policies.outcome import Elsewhere, Ending, Failed, Outcome
+from policies.outcome import Completed, Elsewhere, Ending, Errand, Failed, Outcome
 from policies.plan import Plan
 from policies.rules import Rules
 
@@ -93,6 +93,7 @@ class Pipeline:
         now: Callable[[], float],
         draw: Callable[[], float],
         store_failed: Callable[[Exception], None] = lambda _: None,
+        spent: Callable[[Errand, Plan, Completed], None] = lambda *_: None,
         leading: Leading | None = None,
     ) -> None:
         self._rules = rules
@@ -102,7 +103,9 @@ class Pipeline:
         self._now = now
         self._draw = draw
         self._store_failed = store_failed
+        self._spent = spent
         self._leading = leading
+        self._renewals = 0
         self._clearings = 0
         self._cleared: deque[tuple[int, Selector]] = deque(maxlen=MAX_CLEARINGS)
 
@@ -248,20 +251,33 @@ class Pipeline:
                 raise AssertionError(f"{backend.name} opened with {type(first).__name__}")
 
     def renew(self, call: Call, plan: Plan, backend: Backend) -> None:
-        """Compute anew behind the reader's back, unless that is under way already."""
-        if plan.may_store and self._flights.find(plan.key) is None:
-            # A refusal must not take the place of the good answer that is being renewed.
-            renewal = replace(plan, may_read=False)
-            self._flights.start(
-                plan.key, lambda: self._work(call, renewal, backend, renews=True), finish_alone=True
-            )
+        """Compute anew behind the reader's back, unless that is under way already.
+
+        Nor when ``max_renewals`` are: of a thousand answers that grow stale together a few are
+        computed at a time, and the rest are served as they are. Nobody waits: lane ``batch``.
+        """
+        if not plan.may_store or plan.only_if_cached or self._flights.find(plan.key) is not None:
+            return
+        if self._renewals >= self._rules.max_renewals:
+            return
+        # A refusal must not take the place of the good answer that is being renewed.
+        renewal = replace(plan, may_read=False, lane="warm" if plan.preload else "batch")
+        flight = self._flights.start(
+            plan.key, lambda: self._work(call, renewal, backend, renews=True), finish_alone=True
+        )
+        assert flight.task is not None  # it was started
+        self._renewals += 1
+        flight.task.add_done_callback(self._renewed)
+
+    def _renewed(self, _: asyncio.Task[None]) -> None:
+        self._renewals -= 1
 
     def _work(
         self, call: Call, plan: Plan, backend: Backend, *, renews: bool = False
     ) -> AsyncGenerator[Piece, None]:
         """What a flight does: compute, unless another process does so already."""
         if self._leading is None or not plan.may_store or not (plan.may_read or renews):
-            return self._compute(call, plan, backend)
+            return self._compute(call, plan, backend, renews=renews)
         return self._lead(self._leading, call, plan, backend, renews=renews)
 
     async def _lead(
@@ -272,7 +288,7 @@ class Pipeline:
             if not leads:
                 yield Elsewhere()
                 return
-            async with aclosing(self._compute(call, plan, backend)) as pieces:
+            async with aclosing(self._compute(call, plan, backend, renews=renews)) as pieces:
                 async for piece in pieces:
                     yield piece
 
@@ -286,7 +302,7 @@ class Pipeline:
         return entry is not None and isinstance(judge(entry.meta, plan, now, 0.0, beta=0.0), Fresh)
 
     async def _compute(
-        self, call: Call, plan: Plan, backend: Backend
+        self, call: Call, plan: Plan, backend: Backend, *, renews: bool
     ) -> AsyncGenerator[Piece, None]:
         """Pass the backend's pieces on, then store the answer."""
         parts: list[Chunk | Whole] = []
@@ -299,6 +315,8 @@ class Pipeline:
                 elif not isinstance(piece, Opening):
                     ending = piece
                 yield piece
+        if isinstance(ending, Completed) and (renews or plan.preload):
+            self._spent("warming" if plan.preload else "revalidation", plan, ending)
         if ending is not None and plan.may_store:
             await asyncio.sleep(0)  # the readers first: they have waited long enough
             await self._keep(call, plan, parts, ending, clearings)

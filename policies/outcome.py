@@ -9,6 +9,8 @@ from policies.record import record
 from policies.rules import TierName
 
 Level = Literal["response", "semantic", "prefix", "negative", "none"]
+Errand = Literal["warming", "revalidation"]
+"""What is computed though no user waits for it."""
 # Why a request went on to a backend, in the words of RFC 9211 section 2.2.
 Forwarded = Literal["uri-miss", "stale", "bypass", "request"]
 

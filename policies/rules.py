@@ -75,6 +75,7 @@ class Rules:
     jitter: float = 0.1
     negative_ttl_s: float = 60.0
     refresh_beta: float = 1.0
+    max_renewals: int = 4
     limits: Limits = field(default_factory=Limits)
     kv_secret: bytes = field(default=b"", repr=False)
 

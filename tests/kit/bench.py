@@ -28,13 +28,17 @@ class Bench:
     """A pipeline and everything around it."""
 
     def __init__(
-        self, *scripts: Script, store: MemoryStore | None = None, rules: Rules = RULES
+        self,
+        *scripts: Script,
+        store: MemoryStore | None = None,
+        rules: Rules = RULES,
+        room: int = 2**20,
     ) -> None:
         self.clock, self.draw = Clock(), 0.0
         self.backend = ScriptedBackend(*scripts)
         tiers: tuple[TierName, ...] = ("hot", "warm", "cold")
         self.store = Tiers(
-            {tier: MemoryStore(tier, max_bytes=2**20) for tier in tiers}
+            {tier: MemoryStore(tier, max_bytes=room) for tier in tiers}
             if store is None
             else {"warm": store}
         )
