@@ -16,6 +16,10 @@ class StoreError(Exception):
     """The store is down, slow or full."""
 
 
+class StoreFull(StoreError):
+    """The store answers, but takes nothing more; what it has it still gives."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A stored answer: what is known about it, and the folded answer as JSON bytes."""
