@@ -243,6 +243,12 @@ def _tags_of_header(value: object, where: str, limits: Limits) -> tuple[str, ...
     return _tags([tag for tag in tags if tag], where, limits)
 
 
+# The same words in other places of the wire: names, seconds, priorities.
+read_name: Final = _key_text
+read_seconds: Final = _seconds
+read_priority: Final = _one_of("high", "medium", "low")
+
+
 class _Word(NamedTuple):
     """What one member of ``kv_cache``, or one header, says."""
 
@@ -257,7 +263,7 @@ _TABLE: Final[tuple[tuple[str, str | None, str | None, _Reader], ...]] = (
     ("enabled", "enabled", "X-Cache-Enable", _boolean),
     ("cache_key", "cache_key", "X-Cache-ID", _key_text),
     ("ttl_s", "ttl", "X-Cache-TTL", _seconds),
-    ("priority", "priority", "X-Cache-Priority", _one_of("high", "medium", "low")),
+    ("priority", "priority", "X-Cache-Priority", read_priority),
     ("tier", "tier", "X-Cache-Tier", _one_of("hot", "warm", "cold")),
     ("prompt_type", "prompt_type", "X-Cache-Prompt-Type", _kind_text),
     ("context", "context", "X-Cache-Context", _kind_text),

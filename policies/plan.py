@@ -1,8 +1,10 @@
 """The plan: where the call, the client's wishes, the principal's rights and the rules meet."""
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from policies.call import Call, RequestError, canonical
+from policies.contexts import Terms, scope_of
 from policies.conversation import CONTEXT_OF, classify
 from policies.directive import Directive
 from policies.eviction import Priority
@@ -68,21 +70,25 @@ def decide(
     rules: Rules,
     *,
     model: str | None = None,
+    context: Terms | None = None,
+    without: str | None = None,
 ) -> Plan:
     """Decide everything about a call that can be decided before looking anything up.
 
     ``model`` is the served model that the call's name stands for, if not that name itself.
+    ``context`` is the shared context it is asked under: looked up, and its rights judged, before.
+    ``without`` says why it has none though it asked for one: then nothing of it is cached.
 
     Raises RequestError: 403 ``user_mismatch``; 400 ``invalid_cache_directive`` for wishes that
     need a word the client did not give; 400 for a body nested too deep.
     """
     reasons: list[Reason] = []
     model = call.model if model is None else model
-    user = _believed_user(directive, principal)
-    enabled, why_not = _enabled(call, directive, rules, reasons)
-    scope = _scope(directive, principal, user, rules, reasons)
+    user = believed_user(directive, principal)
+    enabled, why_not = _enabled(call, directive, rules, reasons, without)
+    scope = _scope(directive, principal, user, rules, reasons, context=context, without=without)
     matched = _match(directive, rules, reasons)
-    retention = _retention(call, directive, rules, reasons)
+    retention = _retention(_bids(call, directive, rules, context), reasons)
     rights = _rights(call, directive, retention.ttl_s, reasons, enabled=enabled, why_not=why_not)
     # What touches no entry needs no key: the canonical form is half the cost of a decision.
     form = canonical(call, context_aware=directive.context_aware is not False) if enabled else b""
@@ -128,7 +134,8 @@ def _key(call: Call, directive: Directive, scope: Scope, model: str, print_: byt
     return entry_key(scope, model, directive.cache_key, print_, endpoint=endpoint)
 
 
-def _believed_user(directive: Directive, principal: Principal) -> str | None:
+def believed_user(directive: Directive, principal: Principal) -> str | None:
+    """Whom the call speaks for. Raises RequestError 403 ``user_mismatch``."""
     if directive.user is None or directive.user == principal.user:
         return principal.user
     if principal.trusted:
@@ -142,10 +149,12 @@ def _believed_user(directive: Directive, principal: Principal) -> str | None:
 
 
 def _enabled(
-    call: Call, directive: Directive, rules: Rules, reasons: list[Reason]
+    call: Call, directive: Directive, rules: Rules, reasons: list[Reason], without: str | None
 ) -> tuple[bool, str | None]:
     origins = directive.origins
-    if directive.enabled is not None:
+    if without is not None:
+        enabled, because = False, without
+    elif directive.enabled is not None:
         enabled, because = directive.enabled, origins["enabled"]
     elif directive.preload:
         enabled, because = True, origins["preload"]
@@ -169,10 +178,20 @@ def _scope(
     user: str | None,
     rules: Rules,
     reasons: list[Reason],
+    *,
+    context: Terms | None,
+    without: str | None,
 ) -> Scope:
+    tenant = principal.tenant
+    if context is not None:
+        assert context.tenant == tenant
+        reasons.append(Reason("scope", "shared", f"shared context {context.id}"))
+        return scope_of(context)
     kind = directive.scope or rules.scope_default
     because = directive.origins.get("scope", "config defaults.scope")
-    tenant = principal.tenant
+    if kind == "shared" or without is not None:
+        # It was for a circle that is not there: nobody else is let in instead.
+        kind, because = "tenant" if user is None else "user", without or "no shared context"
     if directive.share:
         if directive.batch_id is None:
             reasons.append(Reason("share", "ignored", "share needs a batch_id"))
@@ -185,8 +204,6 @@ def _scope(
     reasons.append(Reason("scope", kind, because))
     if kind == "tenant":
         return Scope("tenant", tenant)
-    if kind == "shared":
-        return Scope("shared", tenant, context=directive.shared_context or directive.cache_key)
     if user is None:
         raise RequestError(
             "scope user needs a user: an API key of one, or X-Cache-User from a trusted key",
@@ -233,11 +250,11 @@ class _Retention(NamedTuple):
     priority: Priority
 
 
-def _retention(call: Call, directive: Directive, rules: Rules, reasons: list[Reason]) -> _Retention:
+def _retention(bids: Iterable[_Bid], reasons: list[Reason]) -> _Retention:
     tier: TierName | None = None
     ttl_s: float | None = None
     priority: Priority | None = None
-    for bid in _bids(call, directive, rules):
+    for bid in bids:
         if tier is None and bid.tier is not None:
             tier = bid.tier
             reasons.append(Reason("tier", tier, bid.because))
@@ -253,7 +270,7 @@ def _retention(call: Call, directive: Directive, rules: Rules, reasons: list[Rea
     return _Retention(tier, ttl_s, priority)
 
 
-def _bids(call: Call, directive: Directive, rules: Rules) -> list[_Bid]:
+def _bids(call: Call, directive: Directive, rules: Rules, shared: Terms | None) -> Iterable[_Bid]:
     """The rules that speak for this call, in the protocol's order of precedence."""
     origins = directive.origins
     bids: list[_Bid] = []
@@ -276,6 +293,8 @@ def _bids(call: Call, directive: Directive, rules: Rules) -> list[_Bid]:
         bids.extend(_prefix_bids(directive.cache_key, rules))
     if directive.strategy == "adaptive":
         bids.extend(_adaptive_bids(call, rules))
+    if shared is not None:
+        bids.append(_Bid(f"shared context {shared.id}", None, shared.ttl_s, shared.priority))
     bids.append(_tier_bid("default tier", rules.default_tier, rules))
     return bids
 
@@ -357,8 +376,6 @@ def _note_the_rest(directive: Directive, reasons: list[Reason]) -> None:
         reasons.append(Reason("lane", lane, origins[said]))
     if directive.max_age_s is not None:
         reasons.append(Reason("max_age_s", f"{directive.max_age_s:.15g}", origins["max_age_s"]))
-    if directive.shared or directive.shared_context is not None:
-        reasons.append(Reason("shared_context", "ignored", "shared contexts are not available"))
 
 
 def _word(value: bool) -> str:

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from policies.call import Call, Endpoint, parse_call
+from policies.contexts import Terms
 from policies.directive import Directive, parse_directive
 from policies.freshness import EntryMeta
 from policies.keys import Principal, Scope
@@ -72,11 +73,38 @@ def plan_of(
     rules: Rules = RULES,
     prompt_cache_key: object = None,
     model: str | None = None,
+    context: Terms | None = None,
+    without: str | None = None,
 ) -> Plan:
     """The plan for a call, enabled when nothing at all was said about caching."""
     said = {"enabled": True} if kv_cache is None and headers is None else kv_cache
     directive = directive_of(said, (headers or {}).items(), prompt_cache_key)
-    return decide(call or call_of(), directive, principal, rules, model=model)
+    return decide(
+        call or call_of(),
+        directive,
+        principal,
+        rules,
+        model=model,
+        context=context,
+        without=without,
+    )
+
+
+def terms_of(**known: Any) -> Terms:
+    """A shared context of acme, open to all its users."""
+    facts: dict[str, Any] = {
+        "tenant": "acme",
+        "id": "team",
+        "edition": "e1",
+        "allowed_users": (),
+        "ttl_s": 7200.0,
+        "priority": "high",
+        "model": None,
+        "made_by": None,
+        "created_at": 1000.0,
+        "renewed_at": 1000.0,
+    }
+    return Terms(**facts | known)
 
 
 def because(plan: Plan, field: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from policies.call import RequestError, canonical
 from policies.keys import Principal, Scope, entry_key, fingerprint, kv_salt, public_key
 from policies.plan import Plan
 from policies.rules import PrefixRule, ProfileRule
-from tests.policies.making import OPEN, RULES, because, call_of, few, plan_of
+from tests.policies.making import OPEN, RULES, because, call_of, few, plan_of, terms_of
 
 ACME = Principal("acme")
 MEMBER = Principal("acme", user="ann")
@@ -245,19 +245,32 @@ class TestScope:
         error = caught.value
         assert (error.status, error.code, error.param) == (400, "invalid_cache_directive", param)
 
-    @pytest.mark.parametrize(
-        ("kv_cache", "context"),
-        [
-            ({"shared_context": "team", "cache_key": "k"}, "team"),
-            ({"cache_key": "k"}, "k"),
-            ({}, None),
-        ],
-    )
-    def test_shared_entries_live_under_their_context(
-        self, kv_cache: dict[str, Any], context: str | None
+    def test_under_a_shared_context_its_users_share(self) -> None:
+        team = terms_of(id="team", edition="e1", ttl_s=900.0, priority="low")
+        plan = plan_of({"enabled": True}, principal=MEMBER, context=team)
+        assert plan.scope == Scope("shared", "acme", context="team", edition="e1")
+        assert because(plan, "scope") == ("shared", "shared context team")
+        assert (plan.ttl_s, plan.priority) == (900.0, "low")
+        assert because(plan, "ttl_s") == ("900", "shared context team")
+        other = plan_of({"enabled": True}, principal=MEMBER, context=replace(team, edition="e2"))
+        assert plan.key != other.key
+        assert plan.salt != other.salt
+
+    def test_what_the_call_says_comes_before_what_the_context_brings(self) -> None:
+        plan = plan_of({"ttl": 60, "tier": "hot"}, principal=MEMBER, context=terms_of())
+        assert (plan.ttl_s, plan.priority, plan.tier) == (60, "high", "hot")
+
+    @pytest.mark.parametrize(("principal", "kind"), [(MEMBER, "user"), (ACME, "tenant")])
+    def test_a_context_that_is_not_there_lets_nobody_in_instead(
+        self, principal: Principal, kind: str
     ) -> None:
-        plan = plan_of({"scope": "shared", **kv_cache}, principal=MEMBER)
-        assert plan.scope == Scope("shared", "acme", context=context)
+        asked = {"enabled": True, "scope": "shared", "cache_key": "team"}
+        plan = plan_of(asked, principal=principal)
+        assert plan.scope.kind == kind
+        assert because(plan, "scope") == (kind, "no shared context")
+        plan = plan_of(asked, principal=principal, without="the store does not answer")
+        assert (plan.scope.kind, plan.enabled, plan.why_not) == (kind, False, "disabled")
+        assert because(plan, "enabled") == ("false", "the store does not answer")
 
     def test_a_batch_shares_across_users_who_keep_to_themselves(self) -> None:
         asked = {"scope": "user", "share": True, "batch_id": "b1"}
@@ -416,16 +429,6 @@ class TestTheRest:
         plan = plan_of({"tags": ["a"], "context": "chat", "debug": True, "colour": 1})
         assert (plan.tags, plan.context, plan.debug) == (("a",), "chat", True)
         assert plan.unknown == ("kv_cache.colour",)
-
-    @pytest.mark.parametrize(
-        ("kv_cache", "headers"),
-        [({"shared_context": "team"}, None), (None, {"X-Cache-Shared": "true"})],
-    )
-    def test_what_nothing_is_done_about_is_said(
-        self, kv_cache: object, headers: dict[str, str] | None
-    ) -> None:
-        plan = plan_of(kv_cache, headers=headers)
-        assert because(plan, "shared_context") == ("ignored", "shared contexts are not available")
 
     def test_the_same_inputs_make_the_same_plan(self) -> None:
         assert plan_of({"cache_key": "k"}) == plan_of({"cache_key": "k"})
