@@ -6,7 +6,7 @@ of, and what is remembered about a new entry.
 
 from dataclasses import replace
 
-from gateway.backends.base import Backend
+from gateway.backends.base import Computes
 from gateway.chunks import Opening
 from gateway.store.base import Entry
 from policies.admission import Store
@@ -19,7 +19,7 @@ from policies.rules import Rules
 
 
 def with_opening(
-    missed: Outcome, opening: Opening, backend: Backend, *, collapsed: bool
+    missed: Outcome, opening: Opening, backend: Computes, *, collapsed: bool
 ) -> Outcome:
     """The outcome with what the backend said at its first piece about reuse."""
     hit_tokens, miss_tokens = opening.hit_tokens or 0, opening.miss_tokens or 0

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, assert_never
 
 import orjson
 
-from gateway.backends.base import Backend
+from gateway.backends.base import Computes
 from gateway.chunks import Chunk, Opening, Piece, Whole, finished, fold
 from gateway.errors import ClientFault, from_failed
 from gateway.flights import Flight, Flights, Reader
@@ -54,10 +54,14 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """A backend is needed. ``last_resort`` is stale, and better than the backend's failure."""
+    """A backend is needed. ``last_resort`` is stale, and better than the backend's failure.
+
+    ``mark`` is how many flights had landed before the look-up.
+    """
 
     outcome: Outcome
     last_resort: Kept | None
+    mark: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ class Pipeline:
         self._clearings = 0
         self._cleared: deque[tuple[int, Selector]] = deque(maxlen=MAX_CLEARINGS)
 
-    async def answer(self, call: Call, plan: Plan, backend: Backend) -> Answer:
+    async def answer(self, call: Call, plan: Plan, backend: Computes) -> Answer:
         """Answer ``call`` as ``plan`` says.
 
         Raises:
@@ -160,7 +164,11 @@ class Pipeline:
         if plan.may_read and not store_failed and self._flights.landed_since(plan.key, mark):
             return await self.look_up(plan)
         last_resort = _kept(entry, plan, verdict) if entry and isinstance(verdict, Stale) else None
-        return Missed(missed, last_resort)
+        return Missed(missed, last_resort, mark)
+
+    def landed(self, plan: Plan, missed: Missed) -> bool:
+        """Whether ``plan`` should be looked up again: it was being computed, and now is."""
+        return plan.may_read and self._flights.landed_since(plan.key, missed.mark)
 
     async def clear(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant, now and out of the flights in the air. Raises: StoreError."""
@@ -210,20 +218,23 @@ class Pipeline:
                     return False
         return False
 
-    def board(self, call: Call, plan: Plan, backend: Backend) -> Boarded:
-        """Read along with the flight that computes this, or start it."""
+    def board(self, call: Call, plan: Plan, backend: Computes, *, led: bool = True) -> Boarded:
+        """Read along with the flight that computes this, or start it.
+
+        ``led``: it is not started while another process computes the same.
+        """
         shared = plan.may_read and plan.may_store
         flight = self._flights.find(plan.key) if shared else None
         collapsed = flight is not None
         if flight is None:
             flight = self._flights.start(
                 plan.key if shared else None,
-                lambda: self._work(call, plan, backend),
+                lambda: self._work(call, plan, backend, led=led),
             )
         flight.finish_alone |= plan.preload
         return Boarded(flight, flight.read(), collapsed)
 
-    async def opened(self, boarded: Boarded, missed: Missed, backend: Backend) -> Answer | None:
+    async def opened(self, boarded: Boarded, missed: Missed, backend: Computes) -> Answer | None:
         """Wait for the first piece; ``None`` when the store has the answer by now.
 
         Raises: ClientFault, BackendFault, as :meth:`answer` says.
@@ -250,7 +261,7 @@ class Pipeline:
                 reader.close()
                 raise AssertionError(f"{backend.name} opened with {type(first).__name__}")
 
-    def renew(self, call: Call, plan: Plan, backend: Backend) -> None:
+    def renew(self, call: Call, plan: Plan, backend: Computes) -> None:
         """Compute anew behind the reader's back, unless that is under way already.
 
         Nor when ``max_renewals`` are: of a thousand answers that grow stale together a few are
@@ -273,15 +284,22 @@ class Pipeline:
         self._renewals -= 1
 
     def _work(
-        self, call: Call, plan: Plan, backend: Backend, *, renews: bool = False
+        self,
+        call: Call,
+        plan: Plan,
+        backend: Computes,
+        *,
+        renews: bool = False,
+        led: bool = True,
     ) -> AsyncGenerator[Piece, None]:
         """What a flight does: compute, unless another process does so already."""
-        if self._leading is None or not plan.may_store or not (plan.may_read or renews):
+        shared = plan.may_store and (plan.may_read or renews)
+        if self._leading is None or not led or not shared:
             return self._compute(call, plan, backend, renews=renews)
         return self._lead(self._leading, call, plan, backend, renews=renews)
 
     async def _lead(
-        self, leading: Leading, call: Call, plan: Plan, backend: Backend, *, renews: bool
+        self, leading: Leading, call: Call, plan: Plan, backend: Computes, *, renews: bool
     ) -> AsyncGenerator[Piece, None]:
         there = None if renews else partial(self._is_there, plan)
         async with leading.of(plan.key, there) as leads:
@@ -302,7 +320,7 @@ class Pipeline:
         return entry is not None and isinstance(judge(entry.meta, plan, now, 0.0, beta=0.0), Fresh)
 
     async def _compute(
-        self, call: Call, plan: Plan, backend: Backend, *, renews: bool
+        self, call: Call, plan: Plan, backend: Computes, *, renews: bool
     ) -> AsyncGenerator[Piece, None]:
         """Pass the backend's pieces on, then store the answer."""
         parts: list[Chunk | Whole] = []
@@ -320,6 +338,16 @@ class Pipeline:
         if ending is not None and plan.may_store:
             await asyncio.sleep(0)  # the readers first: they have waited long enough
             await self._keep(call, plan, parts, ending, clearings)
+
+    @property
+    def clearings(self) -> int:
+        """How often something was cleared away: what is remembered later must have begun after."""
+        return self._clearings
+
+    async def remember(self, call: Call, plan: Plan, refusal: Failed, clearings: int) -> None:
+        """Keep a refusal that the same request will meet again."""
+        if plan.may_store:
+            await self._keep(call, plan, [], refusal, clearings)
 
     async def _keep(
         self,

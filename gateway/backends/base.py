@@ -24,8 +24,8 @@ class Forwarded:
     body: bytes
 
 
-class Backend(Protocol):
-    """One place that computes answers."""
+class Computes(Protocol):
+    """What can compute an answer: a backend, or a share of somebody's work."""
 
     @property
     def name(self) -> str:
@@ -38,6 +38,10 @@ class Backend(Protocol):
         A refusal before the first piece yields its ``Failed`` alone.
         """
         ...
+
+
+class Backend(Computes, Protocol):
+    """One place that computes answers."""
 
     async def models(self) -> list[dict[str, Any]]:
         """The model objects it serves, in OpenAI's shape. Raises: BackendFault."""
