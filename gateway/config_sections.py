@@ -4,9 +4,10 @@
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from math import inf
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from gateway.config_values import (
     AtLeastOne,
@@ -25,8 +26,10 @@ from gateway.config_values import (
     only,
     power_of_two,
 )
+from policies.call import RequestError
 from policies.eviction import Priority
-from policies.rules import Match, ScopeName, StoreKind, TierName
+from policies.rules import Limits, Match, ScopeName, StoreKind, TierName
+from policies.warming import Item, pattern_items
 
 DEFAULT_TABLES: Mapping[str, Any] = {
     "aliases": {"deepseek-chat": "default", "deepseek-coder": "default"},
@@ -226,12 +229,36 @@ class Pattern(Section):
     on_start: bool = False
     keep_warm: bool = False
 
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        try:
+            self.items()
+        except RequestError as error:
+            raise ValueError(error.message) from None
+        return self
+
+    def items(self) -> tuple[Item, ...]:
+        """Its questions; a pattern without variations has none."""
+        if not self.variations:
+            return ()
+        said = self.model_dump(exclude={"on_start", "keep_warm"}, exclude_none=True)
+        for name in ("base_messages", "variations"):
+            said[name] = list(said[name])
+        return pattern_items(said, "", limits=Limits(max_ttl_s=inf))
+
+
+def _named_once(patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
+    names = [pattern.id for pattern in patterns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two patterns have the id {twice[0]}")
+    return patterns
+
 
 class Warm(Section):
     """Warming: how many at once, and what the configuration itself wants warm."""
 
     concurrency: Annotated[Whole, Field(ge=1, le=256)] = 2
-    patterns: tuple[Pattern, ...] = ()
+    patterns: Annotated[tuple[Pattern, ...], AfterValidator(_named_once)] = ()
 
 
 class Price(Section):

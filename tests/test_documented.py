@@ -12,7 +12,7 @@ from engine.config import EngineConfig, parse_config
 from gateway.backends.embedded import PASSED_ON, child_environment
 from gateway.config import Config, load
 from gateway.config_file import Where, dotted, read_document
-from gateway.config_sections import Backend, Tenant
+from gateway.config_sections import Backend, Pattern, Tenant
 
 SHIPPED = Path(__file__).parent.parent / "config.yaml"
 
@@ -61,13 +61,15 @@ def value_at(data: Any, where: Where) -> Any:
     return data
 
 
-@pytest.mark.parametrize("kind", [Tenant, Backend])
+@pytest.mark.parametrize("kind", [Tenant, Backend, Pattern])
 def test_the_lists_that_ship_empty_show_each_of_their_options(
     kind: type[BaseModel], tmp_path: Path
 ) -> None:
-    section = {Tenant: "tenants", Backend: "backends"}[kind]
+    section = {Tenant: "tenants", Backend: "backends", Pattern: "patterns"}[kind]
     text = SHIPPED.read_text().splitlines()
-    start = text.index(f"{section}: []") + 1
+    start = 1 + next(
+        number for number, line in enumerate(text) if line.lstrip().startswith(f"{section}: []")
+    )
     example = []
     for line in text[start:]:
         if not line.startswith("#"):
@@ -77,16 +79,25 @@ def test_the_lists_that_ship_empty_show_each_of_their_options(
         (line,) = [line for line in example if line.lstrip(" -").startswith(f"{name}:")]
         assert "  # " in line, f"{section}.{name}: why?"
     file = tmp_path / "example.yaml"
-    file.write_text(f"{section}:\n" + "\n".join(example).replace("sha256:…", "sha256:" + "a" * 64))
-    (entry,) = getattr(load(file, environ={}), section)
-    assert entry.name
+    shown = "\n".join(example).replace("sha256:…", "sha256:" + "a" * 64)
+    file.write_text(f"{section}:\n{shown}" if kind is not Pattern else nested(section, shown))
+    config = load(file, environ={})
+    (entry,) = config.warm.patterns if kind is Pattern else getattr(config, section)
+    assert entry
 
 
-@pytest.mark.parametrize("kind", [Tenant, Backend])
+def nested(section: str, shown: str) -> str:
+    return f"warm:\n  {section}:\n" + "\n".join("  " + line for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("kind", [Tenant, Backend, Pattern])
 def test_the_examples_show_the_defaults(kind: type[BaseModel]) -> None:
     text = SHIPPED.read_text()
     for name, field in kind.model_fields.items():
-        if field.is_required():
+        if field.is_required() or (kind is Pattern and name in {"base_messages", "variations"}):
+            continue  # an example without questions would show nothing
+        if field.default_factory is not None:
+            assert f"#   {name}: {{}} " in text
             continue
         default = {None: "null", True: "true", False: "false"}.get(field.default, field.default)
         shown = f"{default:g}" if isinstance(default, float) else default
