@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from gateway.store.redis_client import connect
+from gateway.store.redis_sharing import RedisLeases, RedisRecords
 from gateway.store.sharing import Leases, Records
 from gateway.store.sharing_memory import MemoryLeases, MemoryRecords
+from tests.kit import redis_server
 from tests.kit.clock import Clock
 
 
@@ -41,9 +44,26 @@ def passing(clock: Clock) -> Callable[[float], Awaitable[None]]:
     return pass_s
 
 
+@asynccontextmanager
+async def redis(folder: Path) -> AsyncIterator[Shared]:
+    place = redis_server.namespace()
+    clients = [connect(redis_server.shared().url, limit_s=10) for _ in range(2)]
+    yield Shared(
+        [
+            RedisLeases(client, token=str(number), namespace=place)
+            for number, client in enumerate(clients)
+        ],
+        [RedisRecords(client, namespace=place) for client in clients],
+        asyncio.sleep,  # the time is the server's, and it has only the real one
+    )
+    for client in clients:
+        await client.aclose()
+
+
 SHARING: dict[str, Open] = {
     # An empty place; the folder is its own.
     "memory": memory,
+    "redis": redis,
 }
 OF_SEVERAL: list[str] = [kind for kind in SHARING if kind != "memory"]
 

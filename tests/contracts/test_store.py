@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from gateway.store.base import Entry, Selector, Store, namespace_of
 from gateway.store.memory import MemoryStore
+from gateway.store.redis import RedisStore
+from gateway.store.redis_client import connect
 from policies.freshness import EntryMeta
 from policies.keys import Scope
+from tests.kit import redis_server
 from tests.kit.entries import NOW, entry_of, key_of
 
 Make = Callable[[int], Awaitable[Store]]
@@ -28,9 +31,19 @@ async def memory(max_bytes: int, folder: Path) -> AsyncIterator[Store]:
     await store.close()
 
 
+@asynccontextmanager
+async def redis(max_bytes: int, folder: Path) -> AsyncIterator[Store]:
+    client = connect(redis_server.shared().url, limit_s=10)
+    store = RedisStore("warm", client, max_bytes=max_bytes, namespace=redis_server.namespace())
+    yield store
+    await store.remove(ANY)
+    await store.close()
+
+
 STORES: dict[str, Open] = {
     # An empty store of the tier "warm" with so many bytes; the folder is its own.
     "memory": memory,
+    "redis": redis,
 }
 
 

@@ -1,0 +1,317 @@
+"""A time limit and a circuit breaker around whatever is kept outside this process's memory.
+
+Each call may take so long and no longer. After a few failures in a row the circuit opens: calls fail
+at once, without a wait and without a line in the log, until a probe finds the place working again.
+Probes are made in the background, seldom, and only while somebody asks; no request waits for one.
+
+A place that is full (:class:`~gateway.store.base.StoreFull`) still gives back what it has: taking
+entries has a circuit of its own.
+One :class:`Guard` watches one place (a server, a folder); all that lies there shares it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, Literal, TypeVar
+
+import structlog
+
+from gateway.flights import Tasks
+from gateway.store.base import Entry, Fill, Selector, Store, Stored, StoreError, StoreFull
+from gateway.store.sharing import Leases, Listener, News, Records
+from policies.freshness import EntryMeta
+
+FAILURES_IN_A_ROW: Final = 3
+FIRST_BACKOFF_S: Final = 0.5
+LONGEST_BACKOFF_S: Final = 5.0
+LONG_CALLS: Final = 100
+"""How many limits a call may take that goes through many entries: nobody's answer waits for it."""
+
+T = TypeVar("T")
+_log = structlog.get_logger("kvgate.store")
+
+
+class Circuit:
+    """Closed: calls pass. Open: they do not, but for a probe now and then."""
+
+    __slots__ = (
+        "_backoff_s",
+        "_changed",
+        "_clock",
+        "_closed_at",
+        "_draw",
+        "_failures",
+        "_probe_at",
+        "_probing",
+        "is_open",
+    )
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        draw: Callable[[], float],
+        changed: Callable[[StoreError | None], None],
+    ) -> None:
+        """``changed`` is told of each change: why the circuit opened, or None when it closed.
+
+        ``clock`` is monotonic (seconds), ``draw`` from ``[0, 1)`` spreads the probes of many gateways.
+        """
+        self._clock = clock
+        self._draw = draw
+        self._changed = changed
+        self._failures = 0
+        self._backoff_s = FIRST_BACKOFF_S
+        self._closed_at = clock()
+        self._probe_at = 0.0
+        self._probing = False
+        self.is_open = False
+
+    def admits(self) -> Literal["call", "probe", "nothing"]:
+        """What may be done now. A ``probe`` must end in :meth:`worked`, :meth:`failed` or :meth:`left`."""
+        if not self.is_open:
+            return "call"
+        if self._probing or self._clock() < self._probe_at:
+            return "nothing"
+        self._probing = True
+        return "probe"
+
+    def worked(self) -> None:
+        """A call was answered."""
+        self._failures = 0
+        if self.is_open:
+            self.is_open = self._probing = False
+            self._closed_at = self._clock()
+            self._changed(None)
+
+    def failed(self, error: StoreError) -> None:
+        """A call was not answered, or not in time."""
+        if self.is_open:
+            if self._probing:  # else it is a call from before the circuit opened
+                self._probing = False
+                self._wait_longer()
+            return
+        self._failures += 1
+        if self._failures == FAILURES_IN_A_ROW:
+            if self._clock() - self._closed_at > LONGEST_BACKOFF_S:
+                self._backoff_s = FIRST_BACKOFF_S
+            self.is_open = True
+            self._wait_longer()
+            self._changed(error)
+
+    def left(self) -> None:
+        """A call was given up before anything could be said."""
+        self._probing = False
+
+    def _wait_longer(self) -> None:
+        # Half of it by chance: gateways that lost a server together must not come back together.
+        self._probe_at = self._clock() + self._backoff_s * (0.5 + self._draw() / 2)
+        self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else f"closed, {self._failures} failures in a row"
+        return f"<Circuit {state}>"
+
+
+class Guard:
+    """The limit and the circuits of one place."""
+
+    def __init__(
+        self,
+        place: str,
+        probe: Callable[[], Awaitable[object]],
+        *,
+        limit_s: float,
+        clock: Callable[[], float],
+        draw: Callable[[], float],
+        tasks: Tasks,
+    ) -> None:
+        """``probe`` is any call that works when reading works; it raises StoreError otherwise."""
+        self._place = place
+        self._probe = probe
+        self._limit_s = limit_s
+        self._tasks = tasks
+        self._answers = Circuit(clock=clock, draw=draw, changed=self._answering_changed)
+        self._takes = Circuit(clock=clock, draw=draw, changed=self._taking_changed)
+
+    async def read(self, work: Callable[[], Awaitable[T]], *, limits: int = 1) -> T:
+        """Do ``work``, which takes no room, within so many time limits. Raises: StoreError."""
+        self._pass()
+        return await self._limited(work, limits)
+
+    async def write(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do ``work``, which takes room. Raises: StoreError."""
+        self._pass()
+        if self._takes.admits() == "nothing":
+            raise StoreFull(f"{self._place} takes nothing")
+        try:
+            result = await self._limited(work, 1)
+        except StoreFull as error:
+            self._takes.failed(error)
+            raise
+        except BaseException:
+            self._takes.left()
+            raise
+        self._takes.worked()
+        return result
+
+    def _pass(self) -> None:
+        match self._answers.admits():
+            case "call":
+                return
+            case "probe":
+                self._tasks.start(self._try_again(), name=f"probe of {self._place}")
+            case "nothing":
+                pass
+        raise StoreError(f"{self._place} does not answer")
+
+    async def _try_again(self) -> None:
+        with suppress(StoreError):
+            await self._limited(self._probe, 1)
+
+    async def _limited(self, work: Callable[[], Awaitable[T]], limits: int) -> T:
+        limit_s = limits * self._limit_s
+        try:
+            async with asyncio.timeout(limit_s):
+                result = await work()
+        except TimeoutError:
+            late = StoreError(f"{self._place}: no answer within {1000 * limit_s:.0f} ms")
+            self._answers.failed(late)
+            raise late from None
+        except StoreFull:
+            self._answers.worked()
+            raise
+        except StoreError as error:
+            self._answers.failed(error)
+            raise
+        except BaseException:
+            self._answers.left()
+            raise
+        self._answers.worked()
+        return result
+
+    def _answering_changed(self, error: StoreError | None) -> None:
+        if error is not None:
+            _log.warning("store down", store=self._place, reason=str(error)[:200])
+        else:
+            _log.info("store back", store=self._place)
+
+    def _taking_changed(self, error: StoreError | None) -> None:
+        if error is not None:
+            _log.warning("store takes nothing", store=self._place, reason=str(error)[:200])
+        else:
+            _log.info("store takes entries again", store=self._place)
+
+    def __repr__(self) -> str:
+        return f"<Guard of {self._place}: answers {self._answers}, takes {self._takes}>"
+
+
+class Guarded:
+    """A store behind a guard."""
+
+    def __init__(self, store: Store, guard: Guard) -> None:
+        self._store = store
+        self._guard = guard
+
+    async def get(self, key: bytes, *, now: float) -> Entry | None:
+        """See :meth:`gateway.store.base.Store.get`."""
+        return await self._guard.read(lambda: self._store.get(key, now=now))
+
+    async def put(self, entry: Entry, *, now: float) -> Stored:
+        """See :meth:`gateway.store.base.Store.put`."""
+        return await self._guard.write(lambda: self._store.put(entry, now=now))
+
+    async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
+        """See :meth:`gateway.store.base.Store.remove`."""
+        limits = 1 if selector.key is not None else LONG_CALLS
+        return await self._guard.read(lambda: self._store.remove(selector), limits=limits)
+
+    async def scan(
+        self, selector: Selector, *, after: bytes | None, limit: int
+    ) -> Sequence[EntryMeta]:
+        """See :meth:`gateway.store.base.Store.scan`."""
+        limits = 1 if selector.key is not None else LONG_CALLS
+        return await self._guard.read(
+            lambda: self._store.scan(selector, after=after, limit=limit), limits=limits
+        )
+
+    def fill(self) -> Fill:
+        """See :meth:`gateway.store.base.Store.fill`."""
+        return self._store.fill()
+
+    async def close(self) -> None:
+        """See :meth:`gateway.store.base.Store.close`."""
+        await self._store.close()
+
+    def __repr__(self) -> str:
+        return repr(self._store)
+
+
+class GuardedLeases:
+    """Leases behind a guard: when they fail, everybody computes for himself."""
+
+    def __init__(self, leases: Leases, guard: Guard) -> None:
+        self._leases = leases
+        self._guard = guard
+
+    async def take(self, key: bytes, *, ttl_s: float) -> bool:
+        """See :meth:`gateway.store.sharing.Leases.take`."""
+        return await self._guard.write(lambda: self._leases.take(key, ttl_s=ttl_s))
+
+    async def release(self, key: bytes) -> None:
+        """See :meth:`gateway.store.sharing.Leases.release`."""
+        await self._guard.read(lambda: self._leases.release(key))
+
+    async def held(self, key: bytes) -> bool:
+        """See :meth:`gateway.store.sharing.Leases.held`."""
+        return await self._guard.read(lambda: self._leases.held(key))
+
+
+class GuardedRecords:
+    """Records behind a guard."""
+
+    def __init__(self, records: Records, guard: Guard) -> None:
+        self._records = records
+        self._guard = guard
+
+    async def read(self, kind: str, tenant: str, name: str) -> bytes | None:
+        """See :meth:`gateway.store.sharing.Records.read`."""
+        return await self._guard.read(lambda: self._records.read(kind, tenant, name))
+
+    async def write(self, kind: str, tenant: str, name: str, data: bytes) -> None:
+        """See :meth:`gateway.store.sharing.Records.write`."""
+        await self._guard.write(lambda: self._records.write(kind, tenant, name, data))
+
+    async def create(self, kind: str, tenant: str, name: str, data: bytes) -> bool:
+        """See :meth:`gateway.store.sharing.Records.create`."""
+        return await self._guard.write(lambda: self._records.create(kind, tenant, name, data))
+
+    async def erase(self, kind: str, tenant: str, name: str) -> bool:
+        """See :meth:`gateway.store.sharing.Records.erase`."""
+        return await self._guard.read(lambda: self._records.erase(kind, tenant, name))
+
+    async def names(self, kind: str, tenant: str | None) -> list[tuple[str, str]]:
+        """See :meth:`gateway.store.sharing.Records.names`."""
+        return await self._guard.read(lambda: self._records.names(kind, tenant), limits=LONG_CALLS)
+
+    async def count(
+        self, kind: str, tenant: str, name: str, amounts: Mapping[str, float]
+    ) -> Mapping[str, float]:
+        """See :meth:`gateway.store.sharing.Records.count`."""
+        return await self._guard.write(lambda: self._records.count(kind, tenant, name, amounts))
+
+
+class GuardedNews:
+    """News behind a guard."""
+
+    def __init__(self, news: News, guard: Guard) -> None:
+        self._news = news
+        self._guard = guard
+
+    async def tell(self, topic: str, message: Mapping[str, Any]) -> None:
+        """See :meth:`gateway.store.sharing.News.tell`."""
+        await self._guard.read(lambda: self._news.tell(topic, message), limits=LONG_CALLS)
+
+    def listen(self, topic: str, listener: Listener) -> None:
+        """See :meth:`gateway.store.sharing.News.listen`."""
+        self._news.listen(topic, listener)

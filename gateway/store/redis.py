@@ -1,0 +1,403 @@
+"""One tier in Redis or Valkey, shared by all gateways that name the same server.
+
+A look-up is one ``GET``. Everything that changes is done by short scripts, so that entries, their
+order and their index never disagree, whoever dies in between. Under the prefix of a tier lie::
+
+    e:<key>             the encoded entry; the server drops it after its last use
+    m                   hash: key -> packed record (size, standing, head of the entry, its indexes)
+    v:<rank>:<group>    sorted set: keys of a priority by their GreedyDual-Size-Frequency value
+    x:<group>           sorted set: keys by the time of their last use
+    i:<index>           sorted set, lexical: keys of a tenant, tag, user … (or of all: ``*``)
+    t                   hash: bytes per group, the floors of the values
+
+A group is the whole tier (no name) or a tenant that has a limit of its own. The order of victims is
+that of ``policies.eviction`` but for one thing: among equal values the key decides, not the last use.
+Uses are counted here and sent in portions together with another look-up, so they cost no round trip.
+
+The server should run with ``noeviction`` or a ``volatile-`` policy: one that drops any key could drop
+the index and leave entries that no invalidation finds. Redis 7 or Valkey is needed.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from hashlib import blake2b
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from gateway.store.base import Entry, Fill, Selector, Stored, StoreError, namespace_of
+from gateway.store.codec import CodecError, decode, decode_meta, encode_head
+from gateway.store.redis_client import Script, failing_as_store
+from policies.freshness import EntryMeta
+
+GRACE_S: Final = 60.0
+"""How long the server keeps an entry after its last use: time enough to say why it is a miss."""
+USES_PER_TELLING: Final = 32
+PAGE: Final = 512
+"""Entries looked at in one run of a script: none may hold the server up for long."""
+OVERHEAD_BYTES: Final = 900
+"""What an entry takes beside its own bytes: three keys in sorted sets, one in a hash (measured)."""
+INDEX_BYTES: Final = 120
+"""What each further index takes (measured)."""
+
+_RANK: Final = {"low": 0, "medium": 1, "high": 2}
+
+_PRELUDE: Final = """
+local P = KEYS[1]
+local function groups(share)
+  if share == '' then return {''} end
+  return {'', share}
+end
+local function number(field) return tonumber(redis.call('HGET', P..'t', field) or 0) end
+local function drop(key)
+  redis.call('DEL', P..'e:'..key)
+  local packed = redis.call('HGET', P..'m', key)
+  if not packed then return false end
+  local r = cmsgpack.unpack(packed)
+  redis.call('HDEL', P..'m', key)
+  for _, g in ipairs(groups(r[5])) do
+    redis.call('ZREM', P..'x:'..g, key)
+    redis.call('ZREM', P..'v:'..r[2]..':'..g, key)
+    redis.call('HINCRBY', P..'t', 'bytes:'..g, -r[1])
+  end
+  for i = 7, #r do redis.call('ZREM', P..'i:'..r[i], key) end
+  return r[6]
+end
+local function prune(before)
+  for _, key in ipairs(redis.call('ZRANGEBYSCORE', P..'x:', '-inf', before, 'LIMIT', 0, 64)) do
+    if redis.call('EXISTS', P..'e:'..key) == 0 then drop(key) end
+  end
+end
+local function with_totals(result)
+  table.insert(result, 1, number('bytes:'))
+  table.insert(result, 1, redis.call('HLEN', P..'m'))
+  return result
+end
+"""
+
+PUT: Final = Script.of(
+    "#!lua\n"
+    + _PRELUDE
+    + """
+local now, key, value, px, size = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local rank, cost, expires, meta = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], ARGV[9]
+local share, most = ARGV[10], {[''] = tonumber(ARGV[11]), [ARGV[10]] = tonumber(ARGV[12])}
+drop(key)
+prune(tonumber(ARGV[13]))
+local worth = cost / size
+local function value_in(g)
+  if redis.call('ZCARD', P..'v:'..rank..':'..g) == 0 then
+    redis.call('HDEL', P..'t', 'floor:'..rank..':'..g)
+  end
+  return number('floor:'..rank..':'..g) + worth
+end
+local function victim(g)
+  local expired = redis.call('ZRANGEBYSCORE', P..'x:'..g, '-inf', now, 'LIMIT', 0, 1)[1]
+  if expired then return expired end
+  for lower = 0, rank do
+    local name = lower..':'..g
+    local least = redis.call('ZRANGE', P..'v:'..name, 0, 0, 'WITHSCORES')
+    if least[1] then
+      if lower == rank and tonumber(least[2]) > value_in(g) then return nil end
+      redis.call('HSET', P..'t', 'floor:'..name, least[2])
+      return least[1]
+    end
+  end
+end
+-- A key without a record, if a server that had to drop keys has dropped those: not a second time.
+local function forget(g, key)
+  redis.call('ZREM', P..'x:'..g, key)
+  for one = 0, 2 do redis.call('ZREM', P..'v:'..one..':'..g, key) end
+end
+if redis.call('HLEN', P..'m') == 0 then redis.call('DEL', P..'t') end
+local evicted = {}
+for _, g in ipairs({share, ''}) do
+  while number('bytes:'..g) + size > most[g] do
+    local least = size <= most[g] and victim(g)
+    if not least then
+      table.insert(evicted, 1, 0)
+      return with_totals(evicted)
+    end
+    local head = drop(least)
+    if head then table.insert(evicted, head) else forget(g, least) end
+  end
+end
+local record = {size, rank, worth, 1, share, meta}
+for i = 14, #ARGV do
+  record[i - 7] = ARGV[i]
+  redis.call('ZADD', P..'i:'..ARGV[i], 0, key)
+end
+redis.call('SET', P..'e:'..key, value, 'PX', px)
+redis.call('HSET', P..'m', key, cmsgpack.pack(record))
+for _, g in ipairs(groups(share)) do
+  redis.call('ZADD', P..'x:'..g, expires, key)
+  redis.call('ZADD', P..'v:'..rank..':'..g, value_in(g), key)
+  redis.call('HINCRBY', P..'t', 'bytes:'..g, size)
+end
+table.insert(evicted, 1, 1)
+return with_totals(evicted)
+"""
+)
+TOUCH: Final = Script.of(
+    "#!lua\n"
+    + _PRELUDE
+    + """
+for i = 2, #ARGV, 2 do
+  local packed = redis.call('HGET', P..'m', ARGV[i])
+  if packed then
+    local r = cmsgpack.unpack(packed)
+    r[4] = r[4] + tonumber(ARGV[i + 1])
+    redis.call('HSET', P..'m', ARGV[i], cmsgpack.pack(r))
+    for _, g in ipairs(groups(r[5])) do
+      local name = r[2]..':'..g
+      redis.call('ZADD', P..'v:'..name, 'XX', number('floor:'..name) + r[4] * r[3], ARGV[i])
+    end
+  end
+end
+prune(tonumber(ARGV[1]))
+return with_totals({})
+"""
+)
+# Taking away must also work when the server is full.
+DROP: Final = Script.of(
+    "#!lua flags=allow-oom\n"
+    + _PRELUDE
+    + """
+local gone = {}
+for _, key in ipairs(ARGV) do
+  local meta = drop(key)
+  if meta then table.insert(gone, meta) end
+end
+return with_totals(gone)
+"""
+)
+LOOK: Final = Script.of(
+    "#!lua flags=allow-oom\n"
+    + _PRELUDE
+    + """
+local keys = {ARGV[1]}
+if #ARGV > 1 then
+  keys = redis.call('ZRANGEBYLEX', P..'i:'..ARGV[1], ARGV[2], '+', 'LIMIT', 0, ARGV[3])
+end
+local found = {keys[#keys] or '', #keys}
+for _, key in ipairs(keys) do
+  if redis.call('EXISTS', P..'e:'..key) == 0 then
+    drop(key)
+  else
+    table.insert(found, cmsgpack.unpack(redis.call('HGET', P..'m', key))[6])
+  end
+end
+return with_totals(found)
+"""
+)
+
+
+class RedisStore:
+    """One tier on a server that others use too. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        tier: str,
+        client: Redis,
+        *,
+        max_bytes: int,
+        shares: Mapping[str, int] | None = None,
+        namespace: str = "kvgate",
+    ) -> None:
+        """``shares``: the most bytes of it that a tenant's entries may take, by tenant."""
+        self._tier = tier
+        self._client = client
+        self._max_bytes = max_bytes
+        self._shares = shares or {}
+        self._prefix = f"{namespace}:{tier}:".encode()
+        self._uses: Counter[bytes] = Counter()
+        self._used = 0
+        self._entries = 0
+        self._bytes = 0
+        self._evictions = 0
+
+    async def get(self, key: bytes, *, now: float) -> Entry | None:
+        """See :meth:`gateway.store.base.Store.get`. One round trip."""
+        with failing_as_store():
+            blob: Any
+            if self._used < USES_PER_TELLING:
+                blob = await self._client.get(self._prefix + b"e:" + key)
+            else:
+                blob = await self._get_and_tell(key, now=now)
+        if blob is None:
+            return None
+        try:
+            entry = decode(blob)
+        except CodecError:
+            entry = None
+        if entry is None or entry.meta.key != key:
+            with suppress(
+                StoreError
+            ):  # a foreign value is a miss, whether it can be removed or not
+                await self._run(DROP, key)
+            return None
+        self._uses[key] += 1
+        self._used += 1
+        return entry
+
+    async def put(self, entry: Entry, *, now: float) -> Stored:
+        """See :meth:`gateway.store.base.Store.put`.
+
+        An entry that is worth less than all that would have to go for it is not kept.
+        """
+        meta = entry.meta
+        head = encode_head(entry)
+        indexes = [*_indexes(meta)]
+        stale_s = max(meta.stale_while_revalidate_s, meta.stale_if_error_s)
+        last_use = meta.stored_at + meta.ttl_s + stale_s
+        size = len(entry.body) + 2 * len(head) + OVERHEAD_BYTES + INDEX_BYTES * len(indexes)
+        share = self._shares.get(meta.scope.tenant)
+        kept, *evicted = await self._run(
+            PUT,
+            now,
+            meta.key,
+            head + entry.body,
+            int(1000 * (max(0.0, last_use - now) + GRACE_S)),
+            size,
+            _RANK[meta.priority],
+            max(0.0, meta.cost_s),
+            last_use,
+            head,
+            b"" if share is None else _digest("share", meta.scope.tenant),
+            self._max_bytes,
+            self._max_bytes if share is None else share,
+            now - GRACE_S,
+            *indexes,
+        )
+        self._evictions += len(evicted)
+        return Stored(bool(kept), evicted=_metas(evicted))
+
+    async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
+        """See :meth:`gateway.store.base.Store.remove`."""
+        if selector == Selector(None, key=selector.key) and selector.key is not None:
+            return _metas(await self._run(DROP, selector.key))
+        gone: list[EntryMeta] = []
+        after: bytes | None = None
+        while after != b"":
+            found, after = await self._page(selector, after)
+            if found:
+                gone += _metas(await self._run(DROP, *(meta.key for meta in found)))
+        return gone
+
+    async def scan(
+        self, selector: Selector, *, after: bytes | None, limit: int
+    ) -> Sequence[EntryMeta]:
+        """See :meth:`gateway.store.base.Store.scan`."""
+        found: list[EntryMeta] = []
+        while len(found) < limit and after != b"":
+            page, after = await self._page(selector, after)
+            found += page
+        return found[:limit]
+
+    def fill(self) -> Fill:
+        """See :meth:`gateway.store.base.Store.fill`. As of the last answer that said so."""
+        return Fill(
+            tier=self._tier,
+            store="redis",
+            entries=self._entries,
+            size_bytes=self._bytes,
+            max_bytes=self._max_bytes,
+            evictions=self._evictions,
+        )
+
+    async def close(self) -> None:
+        """Give the client's connections back. Other users of the client open new ones."""
+        await self._client.aclose()
+
+    async def _get_and_tell(self, key: bytes, *, now: float) -> Any:
+        """The value, and in the same round trip the uses that were counted so far."""
+        uses = [part for use in self._uses.items() for part in use]
+        self._uses.clear()
+        self._used = 0
+        async with self._client.pipeline(transaction=False) as both:
+            both.get(self._prefix + b"e:" + key)
+            both.eval(TOUCH.text, 1, self._prefix, now - GRACE_S, *uses)
+            blob, told = await both.execute(raise_on_error=False)
+        if isinstance(told, list):  # else it is an error: uses are only a hint, the value is not
+            self._note(told)
+        if isinstance(blob, Exception):
+            raise blob
+        return blob
+
+    async def _page(
+        self, selector: Selector, after: bytes | None
+    ) -> tuple[list[EntryMeta], bytes | None]:
+        """What is meant of the next entries in line, and where to go on: ``b""`` at the end."""
+        if selector.key is not None:
+            beyond = after is not None and selector.key <= after
+            heads = [] if beyond else (await self._run(LOOK, selector.key))[2:]
+            last, whole = b"", False
+        else:
+            start = b"-" if after is None else b"(" + after
+            last, count, *heads = await self._run(LOOK, _index_for(selector), start, PAGE)
+            whole = count == PAGE
+        found = [meta for meta in _metas(heads) if selector.matches(meta)]
+        return found, last if whole else b""
+
+    async def _run(self, script: Script, *arguments: bytes | str | float) -> list[Any]:
+        return self._note(await script.run(self._client, self._prefix, *arguments))
+
+    def _note(self, result: list[Any]) -> list[Any]:
+        """Take the totals off a script's result."""
+        self._entries, self._bytes = result[:2]
+        return result[2:]
+
+    def __repr__(self) -> str:
+        return (
+            f"<RedisStore {self._tier}: {self._entries} entries, "
+            f"{self._bytes}/{self._max_bytes} bytes, {self._evictions} evicted>"
+        )
+
+
+def _metas(heads: Sequence[bytes]) -> list[EntryMeta]:
+    """What the heads say; one that is damaged says nothing."""
+    metas = []
+    for head in heads:
+        with suppress(CodecError):
+            metas.append(decode_meta(head))
+    return metas
+
+
+def _indexes(meta: EntryMeta) -> Iterator[bytes]:
+    """Where an entry is found by other things than its key."""
+    tenant, name = meta.scope.tenant, meta.cache_key
+    yield b"*"
+    yield _digest("tenant", tenant)
+    named: Mapping[str, set[str | None]] = {
+        "cache_key": {name},
+        "namespace": {namespace_of(name or "")},
+        "context": {meta.context, meta.scope.context},
+        "user": {meta.user},
+        "batch": {meta.batch_id},
+        "tag": {*meta.tags},
+    }
+    for kind, values in named.items():
+        for value in values:
+            if value is not None:
+                yield _digest(kind, tenant, value)
+
+
+def _index_for(selector: Selector) -> bytes:
+    """The index with the fewest entries that has all that are meant."""
+    if selector.tenant is None:
+        return b"*"
+    for kind in ("cache_key", "batch", "tag", "context", "user", "namespace"):
+        value = getattr(selector, kind)
+        if value is not None:
+            return _digest(kind, selector.tenant, value)
+    return _digest("tenant", selector.tenant)
+
+
+def _digest(*parts: str) -> bytes:
+    """A short name for parts of any length, each in a place of its own."""
+    framed = b"".join(
+        b"%d:%b" % (len(raw), raw)
+        for raw in (one.encode("utf-8", "surrogatepass") for one in parts)
+    )
+    return blake2b(framed, digest_size=12).digest()

@@ -1,0 +1,63 @@
+"""Everything that a gateway keeps on one Redis or Valkey server, behind one guard."""
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from gateway.flights import Tasks
+from gateway.store.guarded import Guard, Guarded, GuardedLeases, GuardedNews, GuardedRecords
+from gateway.store.redis import RedisStore
+from gateway.store.redis_client import connect, failing_as_store
+from gateway.store.redis_news import RedisNews
+from gateway.store.redis_sharing import RedisLeases, RedisRecords
+
+TOKEN_BYTES: Final = 12
+
+
+class RedisPlace:
+    """The client, and what lies behind it. :meth:`close` ends its connections."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        limit_s: float,
+        clock: Callable[[], float],
+        draw: Callable[[], float],
+        tasks: Tasks,
+        missed: Callable[[], Awaitable[None]],
+        namespace: str = "kvgate",
+    ) -> None:
+        """Connects when first used. ``missed``: see :class:`~gateway.store.redis_news.RedisNews`."""
+        token = secrets.token_hex(TOKEN_BYTES)
+        self._client = connect(url, limit_s=limit_s)
+        self._namespace = namespace
+        self._guard = Guard(
+            "redis", self._ping, limit_s=limit_s, clock=clock, draw=draw, tasks=tasks
+        )
+        self.leases = GuardedLeases(
+            RedisLeases(self._client, token=token, namespace=namespace), self._guard
+        )
+        self.records = GuardedRecords(RedisRecords(self._client, namespace=namespace), self._guard)
+        self.news = GuardedNews(
+            RedisNews(self._client, token=token, tasks=tasks, missed=missed, namespace=namespace),
+            self._guard,
+        )
+
+    def tier(self, name: str, *, max_bytes: int, shares: Mapping[str, int]) -> Guarded:
+        """The store of one tier."""
+        store = RedisStore(
+            name, self._client, max_bytes=max_bytes, shares=shares, namespace=self._namespace
+        )
+        return Guarded(store, self._guard)
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._client.aclose()
+
+    async def _ping(self) -> None:
+        with failing_as_store():
+            await self._client.exists("")  # PING is typed as a promise or its value
+
+    def __repr__(self) -> str:
+        return f"<RedisPlace {self._namespace}: {self._guard}>"
