@@ -13,7 +13,7 @@ outcome. Whoever asks first owns nothing: the work belongs to the flight.
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, NamedTuple, assert_never
@@ -36,7 +36,7 @@ from policies.explain import debug_line, difference, miss_reason
 from policies.freshness import EntryMeta, Expired, Fresh, Stale, judge
 from policies.keys import Scope, entry_key
 from policies.outcome import Completed, Elsewhere, Ending, Errand, Failed, Outcome
-from policies.plan import Plan
+from policies.plan import Lane, Plan
 from policies.rules import Rules
 
 MAX_CLEARINGS: Final = 256
@@ -98,6 +98,7 @@ class Pipeline:
         draw: Callable[[], float],
         store_failed: Callable[[Exception], None] = lambda _: None,
         spent: Callable[[Errand, Plan, Completed], None] = lambda *_: None,
+        in_the_air: Callable[[Lane], AbstractContextManager[None]] = lambda _: nullcontext(),
         leading: Leading | None = None,
     ) -> None:
         self._rules = rules
@@ -108,6 +109,7 @@ class Pipeline:
         self._draw = draw
         self._store_failed = store_failed
         self._spent = spent
+        self._in_the_air = in_the_air
         self._leading = leading
         self._renewals = 0
         self._clearings = 0
@@ -326,15 +328,16 @@ class Pipeline:
         parts: list[Chunk | Whole] = []
         ending: Ending | None = None
         clearings = self._clearings
-        async with aclosing(backend.run(call, plan)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Chunk | Whole):
-                    parts.append(piece)
-                elif not isinstance(piece, Opening):
-                    ending = piece
-                yield piece
-        if isinstance(ending, Completed) and (renews or plan.preload):
-            self._spent("warming" if plan.preload else "revalidation", plan, ending)
+        with self._in_the_air(plan.lane):
+            async with aclosing(backend.run(call, plan)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Chunk | Whole):
+                        parts.append(piece)
+                    elif not isinstance(piece, Opening):
+                        ending = piece
+                    yield piece
+        if isinstance(ending, Completed) and (renews or plan.lane == "warm"):
+            self._spent("warming" if plan.lane == "warm" else "revalidation", plan, ending)
         if ending is not None and plan.may_store:
             await asyncio.sleep(0)  # the readers first: they have waited long enough
             await self._keep(call, plan, parts, ending, clearings)
