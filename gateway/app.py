@@ -3,6 +3,7 @@
 :func:`build` makes the aiohttp application; ``gateway.serve`` runs it until a signal.
 """
 
+import asyncio
 import random
 import sys
 import time
@@ -24,6 +25,7 @@ from gateway.errors import error_body
 from gateway.flights import Flights, Tasks
 from gateway.journal import Journal, Price
 from gateway.metrics import Metrics
+from gateway.numbers import Numbers, added_up
 from gateway.pipeline import Pipeline
 from gateway.places import open_places
 from gateway.recall import Recall
@@ -36,6 +38,8 @@ from gateway.routes.ops import Ops
 from gateway.routes.shape import guarded, json_response
 from gateway.store.sharing import Leases, News, Records
 from gateway.store.tiers import Tiers
+from gateway.workers.team import FarEngine, Team
+from policies.rules import Rules
 
 OPENAI_PREFIXES: Final = ("/v1", "")
 KEEPALIVE_S: Final = 75.0
@@ -56,12 +60,15 @@ class Gateway:
     news: News | None
     flights: Flights
     recall: Recall
+    authenticator: Authenticator
     router: Router
     journal: Journal
     metrics: Metrics
     pipeline: Pipeline
-    engine: EngineProcess | None
+    engine: EngineProcess | FarEngine | None
     tasks: Tasks
+    draining: asyncio.Event
+    """Set when no more calls are taken."""
 
 
 GATEWAY: Final = web.AppKey("gateway", Gateway)
@@ -73,20 +80,30 @@ async def build(
     now: Callable[[], float] = _now,
     draw: Callable[[], float] = _draw,
     log_stream: TextIO | None = None,
+    team: Team | None = None,
 ) -> web.Application:
     """The application. It owns what it builds: its clean-up closes all of it.
 
-    ``log_stream`` takes the line of each request; standard error unless given.
+    ``log_stream`` takes the line of each request; standard error unless given. ``team`` are the
+    other workers, if this process is one of several.
     """
-    rules = config.rules()
+    rules = config.rules(kv_secret=team.kv_secret if team else None)
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
     )
     tasks = Tasks()
-    engine = EngineProcess(config.engine, tasks=tasks) if config.engine_enabled() else None
+    engine: EngineProcess | FarEngine | None = team.engine if team else None
+    if team is None and config.engine_enabled():
+        engine = EngineProcess(config.engine, tasks=tasks)
     router = Router(_served(config, session, engine), config.aliases)
-    authenticator = Authenticator(config.tenants)
-    places = await open_places(config, rules, tasks=tasks, now=now)
+    places = await open_places(
+        config,
+        rules,
+        tasks=tasks,
+        now=now,
+        news=team.news if team else None,
+        several=team is not None,
+    )
     store = places.tiers
     flights, recall = Flights(tasks), Recall()
     journal = Journal(
@@ -94,7 +111,12 @@ async def build(
             model: Price(price.miss_per_mtok, price.hit_per_mtok, price.output_per_mtok)
             for model, price in config.prices.items()
         },
-        RequestLog(config.server.log_level, config.server.log_format, log_stream or sys.stderr),
+        RequestLog(
+            config.server.log_level,
+            config.server.log_format,
+            log_stream or sys.stderr,
+            worker=team.number if team else None,
+        ),
     )
     pipeline = Pipeline(
         rules=rules,
@@ -118,18 +140,38 @@ async def build(
         news=places.news,
         flights=flights,
         recall=recall,
+        authenticator=Authenticator(config.tenants),
         router=router,
         journal=journal,
         metrics=metrics,
         pipeline=pipeline,
         engine=engine,
         tasks=tasks,
+        draining=asyncio.Event(),
     )
+    app = web.Application(client_max_size=rules.limits.max_body_bytes)
+    app[GATEWAY] = gateway
+    _mount(app, gateway, rules, team, now=now)
+    app.cleanup_ctx.append(lambda _: _lifetime(gateway, session))
+    return app
+
+
+def _mount(
+    app: web.Application,
+    gateway: Gateway,
+    rules: Rules,
+    team: Team | None,
+    *,
+    now: Callable[[], float],
+) -> None:
+    """The handlers of all routes."""
+    authenticator, numbers = gateway.authenticator, partial(_numbers, gateway, team)
+    router, pipeline = gateway.router, gateway.pipeline
     completions = Completions(
         authenticator=authenticator,
         router=router,
         pipeline=pipeline,
-        journal=journal,
+        journal=gateway.journal,
         rules=rules,
         now=now,
         clock=time.monotonic,
@@ -138,29 +180,24 @@ async def build(
     cache = Cache(
         authenticator=authenticator,
         router=router,
-        store=store,
+        store=gateway.store,
         pipeline=pipeline,
-        journal=journal,
         rules=rules,
         now=now,
+        numbers=numbers,
     )
     ops = Ops(
         authenticator=authenticator,
-        journal=journal,
-        metrics=metrics,
-        store=store,
-        flights=flights,
+        metrics=gateway.metrics,
+        numbers=numbers,
         unready=lambda: _unready(gateway),
+        worker=team.number if team else None,
     )
-    app = web.Application(client_max_size=rules.limits.max_body_bytes)
-    app[GATEWAY] = gateway
     _route(app, completions, models, cache, ops)
-    app.cleanup_ctx.append(lambda _: _lifetime(gateway, session))
-    return app
 
 
 def _served(
-    config: Config, session: aiohttp.ClientSession, engine: EngineProcess | None
+    config: Config, session: aiohttp.ClientSession, engine: EngineProcess | FarEngine | None
 ) -> list[Served]:
     served = []
     if engine is not None:
@@ -248,9 +285,23 @@ def _leads_to(resource: web.AbstractResource, path: str) -> bool:
 
 def _unready(gateway: Gateway) -> Mapping[str, str]:
     engine = gateway.engine
-    if engine is None or engine.state == "ready":
-        return {}
-    return {"engine": engine.state}
+    waiting = {"server": "draining"} if gateway.draining.is_set() else {}
+    if engine is not None and engine.state != "ready":
+        waiting["engine"] = engine.state
+    return waiting
+
+
+def own_numbers(gateway: Gateway) -> Numbers:
+    """What this process has counted."""
+    gateway.journal.settle()
+    return Numbers(gateway.journal.statistics, gateway.store.fills(), len(gateway.flights))
+
+
+async def _numbers(gateway: Gateway, team: Team | None) -> Numbers:
+    """What all have counted. Ourselves last: what came while we asked is in it."""
+    others = await team.others() if team is not None else None
+    own = own_numbers(gateway)
+    return own if others is None else added_up([own, others])
 
 
 async def _lifetime(gateway: Gateway, session: aiohttp.ClientSession) -> AsyncIterator[None]:

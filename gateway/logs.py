@@ -15,7 +15,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
@@ -31,6 +31,8 @@ SEVERITIES: Final[Mapping[str, int]] = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+PIPE_BUF: Final = 4096
+"""What a pipe takes in one piece on Linux (limits.h); elsewhere it is less, or the same."""
 NEVER_WRITTEN: Final = frozenset(
     {"api_key", "authorization", "body", "content", "headers", "input", "messages", "password",
      "prompt", "secret", "token"}
@@ -45,13 +47,16 @@ COLUMNS: Final = {
 COLOURS: Final = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "31;1"}
 
 
-def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
+def configure(
+    level: str, log_format: LogFormat, stream: TextIO, *, worker: int | None = None
+) -> None:
     """Send every log line of the process to ``stream``, from ``level`` on.
 
+    Of several ``worker`` processes with one log each says its number.
     Loggers are cached when first used: call this before anything logs.
     """
     threshold = SEVERITIES[level]
-    render = renderer(log_format, stream)
+    render = renderer(log_format, stream, worker=worker)
     structlog.configure(
         processors=[render],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -67,7 +72,11 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
 
 
 class Sink:
-    """Where finished lines go. A log that cannot be written never fails a request."""
+    """Where finished lines go. A log that cannot be written never fails a request.
+
+    Several processes may write to one pipe: what is written at once is no longer than the system
+    keeps together, or a single line.
+    """
 
     __slots__ = ("_flush", "_write", "name")
 
@@ -77,13 +86,23 @@ class Sink:
         self._write = binary.write if binary else lambda line: stream.write(line.decode())
         self._flush = stream.flush if binary is None else binary.flush
 
-    def msg(self, line: bytes) -> None:
-        """Write one line, at once."""
+    def msg(self, lines: bytes) -> None:
+        """Write a line, or several, at once."""
         with suppress(OSError, ValueError):  # a closed pipe, a closed file
-            self._write(line)
-            self._flush()
+            for portion in _portions(lines) if len(lines) > PIPE_BUF else (lines,):
+                self._write(portion)
+                self._flush()
 
     debug = info = warning = error = critical = exception = msg
+
+
+def _portions(lines: bytes) -> Iterator[bytes]:
+    while len(lines) > PIPE_BUF:
+        end = lines.rfind(b"\n", 0, PIPE_BUF) + 1 or lines.find(b"\n") + 1 or len(lines)
+        yield lines[:end]
+        lines = lines[end:]
+    if lines:
+        yield lines
 
 
 class Bridge(logging.Handler):
@@ -99,15 +118,22 @@ class Bridge(logging.Handler):
             self.handleError(record)
 
 
-def renderer(log_format: LogFormat, stream: TextIO) -> "JsonLine | ConsoleLine":
+def renderer(
+    log_format: LogFormat, stream: TextIO, *, worker: int | None = None
+) -> "JsonLine | ConsoleLine":
     """What makes a line of an event, in this format and for this stream."""
-    return JsonLine() if log_format == "json" else ConsoleLine(colours=stream.isatty())
+    if log_format == "json":
+        return JsonLine(worker=worker)
+    return ConsoleLine(colours=stream.isatty(), worker=worker)
 
 
 class JsonLine:
     """One JSON object per line."""
 
-    __slots__ = ()
+    __slots__ = ("_worker",)
+
+    def __init__(self, *, worker: int | None = None) -> None:
+        self._worker = {} if worker is None else {"worker": worker}
 
     def __call__(self, logger: Any, method: str, event: Mapping[str, Any]) -> bytes:
         line: dict[str, Any] = {
@@ -115,6 +141,7 @@ class JsonLine:
             "severity": method,
             "logger": logger.name,
             "event": "",
+            **self._worker,
         }
         line |= _safe(event)
         try:
@@ -129,9 +156,10 @@ class JsonLine:
 class ConsoleLine:
     """``12:31:05.123 info    request  200 response hot      0.412 id=...``."""
 
-    __slots__ = ("severities",)
+    __slots__ = ("end", "severities")
 
-    def __init__(self, *, colours: bool) -> None:
+    def __init__(self, *, colours: bool, worker: int | None = None) -> None:
+        self.end = "" if worker is None else f" worker={worker}"
         self.severities = {
             name: f"\x1b[{code}m{name:<8}\x1b[0m" if colours else f"{name:<8}"
             for name, code in COLOURS.items()
@@ -145,7 +173,7 @@ class ConsoleLine:
         if logger.name == "kvgate.request":
             words += [_column(fields.pop(name, "-"), width) for name, width in COLUMNS.items()]
         words += [f"{key}={word(value)}" for key, value in fields.items() if value is not None]
-        text = " ".join(words)
+        text = " ".join(words) + self.end
         if trace:
             text += "".join(f"\n    {escaped(line)}" for line in trace.splitlines())
         return (text + "\n").encode("utf-8", "backslashreplace")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TextIO
 
 from gateway.logs import SEVERITIES, ConsoleLine, LogFormat, Sink, renderer, timestamp, word
 from gateway.tally import MAX_NAME
+from policies.call import Call
 from policies.outcome import Outcome
 from policies.plan import Plan
 
@@ -31,6 +32,7 @@ class Visit:
     request_id: str
     endpoint: str
     began_s: float
+    call: Call | None = None
     plan: Plan | None = None
     outcome: Outcome | None = None
     seconds: float = 0.0
@@ -49,9 +51,11 @@ class Answered(NamedTuple):
 class RequestLog:
     """Writes them, when the log level asks for severity ``info``."""
 
-    def __init__(self, level: str, log_format: LogFormat, stream: TextIO) -> None:
+    def __init__(
+        self, level: str, log_format: LogFormat, stream: TextIO, *, worker: int | None = None
+    ) -> None:
         self._sink = Sink(stream, "kvgate.request")
-        self._render = renderer(log_format, stream)
+        self._render = renderer(log_format, stream, worker=worker)
         self._on = SEVERITIES[level] <= logging.INFO
 
     def answered(self, visits: Sequence[Answered]) -> None:
@@ -60,7 +64,8 @@ class RequestLog:
             return
         if isinstance(self._render, ConsoleLine):
             clock, severity = timestamp()[11:23], self._render.severities["info"]
-            text = "".join(console_line(visit, clock, severity) for visit in visits)
+            end = f"{self._render.end}\n"
+            text = "".join(console_line(visit, clock, severity, end) for visit in visits)
             self._sink.msg(text.encode("utf-8", "backslashreplace"))
         else:
             self.write(fields(visit) for visit in visits)
@@ -92,7 +97,7 @@ def fields(answered: Answered) -> dict[str, Any]:
     }
 
 
-def console_line(answered: Answered, clock: str, severity: str) -> str:
+def console_line(answered: Answered, clock: str, severity: str, end: str = "\n") -> str:
     """The fast twin of ``ConsoleLine`` for :func:`fields`."""
     visit, plan, outcome = answered.visit, answered.plan, answered.outcome
     tier = outcome.tier if plan.enabled else "-"
@@ -103,5 +108,5 @@ def console_line(answered: Answered, clock: str, severity: str) -> str:
         f"{clock} {severity} request {outcome.status:>3} {outcome.level:<8} {tier:<4} "
         f"{visit.seconds * 1000:>9.3f} id={visit.request_id} endpoint={visit.endpoint}{key} "
         f"tenant={_safe(plan.scope.tenant)} model={_safe(plan.model[:MAX_NAME])}{backend} "
-        f"stream={visit.stream} saved={outcome.tokens_saved}{why}\n"
+        f"stream={visit.stream} saved={outcome.tokens_saved}{why}{end}"
     )

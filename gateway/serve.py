@@ -10,6 +10,8 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -18,6 +20,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.app import GATEWAY, KEEPALIVE_S, build
 from gateway.config import Config
+from gateway.workers.supervisor import supervise
 
 BACKLOG: Final = 1024
 INTERRUPTED: Final = 130  # as shells report a second Ctrl-C
@@ -30,17 +33,25 @@ def serve(config: Config) -> int:
     Raises:
         OSError: the address cannot be bound (``EADDRINUSE`` and its like).
     """
-    listener = _bind(config.server.host, config.server.port)
+    server = config.server
+    if server.workers > 1:
+        listeners = _bind_several(server.host, server.port, server.workers)
+    else:
+        listeners = [_bind(server.host, server.port)]
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_serve(config, listener))
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            if server.workers > 1:
+                url, bind = url_of(listeners[0]), _beside(listeners[0])
+                return runner.run(supervise(config, listeners, url=url, bind=bind))
+            return runner.run(_serve(config, listeners[0]))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
     finally:
-        listener.close()
+        for listener in listeners:
+            listener.close()
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Before anything is started: a port in use should cost no model load."""
     family, kind, _, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -48,6 +59,8 @@ def _bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError:
@@ -57,7 +70,33 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+def _bind_several(host: str, port: int, count: int) -> list[socket.socket]:
+    """A listening socket for each worker, on one port.
+
+    The kernel deals new connections out among such sockets evenly. One socket that all workers
+    inherit would leave a burst to whoever wakes first, for as long as its connections live.
+    """
+    if port:  # another kvgate of this user would share the port with us without an error
+        _bind(host, port).close()
+    listeners = [_bind(host, port, shared=True)]
+    try:
+        while len(listeners) < count:
+            listeners.append(_beside(listeners[0])())
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _beside(listener: socket.socket) -> Callable[[], socket.socket]:
+    """What makes one more listener on the same port."""
+    host, port = listener.getsockname()[:2]
+    return partial(_bind, host, port, shared=True)
+
+
+def loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    """The event loop of every process of the gateway."""
     if sys.platform == "win32":
         return None
     import uvloop  # noqa: PLC0415 - not there on Windows
@@ -74,18 +113,51 @@ def _without_client_text(record: logging.LogRecord) -> bool:
     return True
 
 
+class Site:
+    """The application on a listening socket, until it is stopped."""
+
+    def __init__(self, app: web.Application, *, grace_s: float) -> None:
+        self.app = app
+        self._runner = web.AppRunner(
+            app,
+            handler_cancellation=True,  # a client that leaves must end its generation
+            access_log=None,
+            keepalive_timeout=KEEPALIVE_S,
+            shutdown_timeout=grace_s,
+        )
+
+    async def start(self, listener: socket.socket) -> None:
+        """Answer what comes on ``listener``."""
+        logging.getLogger("aiohttp.server").addFilter(_without_client_text)
+        await self._runner.setup()
+        _settle_garbage()
+        await web.SockSite(self._runner, listener, backlog=BACKLOG).start()
+
+    async def stop(self) -> None:
+        """Take no more, let running answers finish within the grace, clean up."""
+        self.app[GATEWAY].draining.set()
+        await self._runner.cleanup()
+
+    def hang_up(self) -> None:
+        """End what is being answered, and nothing else: what cleans up must get to its end."""
+        server = self._runner.server
+        for connection in server.connections if server is not None else ():
+            if connection.transport is not None:
+                connection.transport.abort()
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where clients reach it."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}"
+
+
 async def _serve(config: Config, listener: socket.socket) -> int:
     stop = asyncio.Event()
     signals = 0
-    logging.getLogger("aiohttp.server").addFilter(_without_client_text)
     app = await build(config)
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,  # a client that leaves must end its generation
-        access_log=None,
-        keepalive_timeout=KEEPALIVE_S,
-        shutdown_timeout=config.server.shutdown_grace_s,
-    )
+    site = Site(app, grace_s=config.server.shutdown_grace_s)
 
     def asked_to_stop(number: signal.Signals) -> None:
         nonlocal signals
@@ -93,23 +165,17 @@ async def _serve(config: Config, listener: socket.socket) -> int:
         _log.info("stopping", signal=number.name, again="ends at once")
         stop.set()
         if signals > 1:
-            _hang_up(runner)
+            site.hang_up()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked_to_stop, number)
     try:
-        await runner.setup()
-        _settle_garbage()
-        await web.SockSite(runner, listener).start()
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        _log.info(
-            "listening", url=f"http://{shown}:{port}", models=sorted(app[GATEWAY].router.models())
-        )
+        await site.start(listener)
+        _log.info("listening", url=url_of(listener), models=sorted(app[GATEWAY].router.models()))
         await stop.wait()
     finally:
-        await runner.cleanup()
+        await site.stop()
     return 0 if signals < 2 else INTERRUPTED
 
 
@@ -122,10 +188,3 @@ def _settle_garbage() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-
-
-def _hang_up(runner: web.AppRunner) -> None:
-    """End what is being answered, and nothing else: what cleans up must get to its end."""
-    for connection in runner.server.connections if runner.server is not None else ():
-        if connection.transport is not None:
-            connection.transport.abort()

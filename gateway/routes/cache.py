@@ -11,7 +11,7 @@ from aiohttp import web
 
 from gateway.auth import Authenticator
 from gateway.errors import ClientFault, GatewayError
-from gateway.journal import Journal
+from gateway.numbers import Ask
 from gateway.pipeline import Pipeline
 from gateway.router import Router
 from gateway.routes.shape import body_of, json_response, object_of
@@ -37,23 +37,23 @@ class Cache:
         router: Router,
         store: Tiers,
         pipeline: Pipeline,
-        journal: Journal,
         rules: Rules,
         now: Callable[[], float],
+        numbers: Ask,
     ) -> None:
         self._authenticator = authenticator
         self._router = router
         self._store = store
         self._pipeline = pipeline
-        self._journal = journal
         self._rules = rules
         self._now = now
+        self._numbers = numbers
 
     async def stats(self, request: web.Request) -> web.Response:
         """Counters since the start; a tenant without the admin right sees its own line only."""
         principal = self._who(request)
-        self._journal.settle()
-        counted = self._journal.statistics
+        numbers = await self._numbers()
+        counted = numbers.statistics
         if not principal.admin:
             own = counted.by("tenant").get(principal.tenant, Tally())
             return json_response({"tenant": principal.tenant, **own.as_dict()})
@@ -67,7 +67,7 @@ class Cache:
                         **tiers.get(fill.tier, Tally()).as_dict(),
                         **{key: value for key, value in asdict(fill).items() if key != "tier"},
                     }
-                    for fill in self._store.fills()
+                    for fill in numbers.fills
                 },
                 "models": dicts(counted.by("model").items()),
                 "tenants": dicts(counted.by("tenant").items()),

@@ -6,36 +6,32 @@ from aiohttp import web
 
 from gateway.auth import Authenticator
 from gateway.errors import ClientFault
-from gateway.flights import Flights
-from gateway.journal import Journal
 from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.numbers import Ask
 from gateway.routes.shape import json_response
-from gateway.store.tiers import Tiers
 
 
 class Ops:
-    """``ready`` says by part what is not ready and why; an empty answer means ready."""
+    """``unready`` says by part what is not ready and why; an empty answer means ready."""
 
     def __init__(
         self,
         *,
         authenticator: Authenticator,
-        journal: Journal,
         metrics: Metrics,
-        store: Tiers,
-        flights: Flights,
+        numbers: Ask,
         unready: Callable[[], Mapping[str, str]],
+        worker: int | None = None,
     ) -> None:
         self._authenticator = authenticator
-        self._journal = journal
         self._metrics = metrics
-        self._store = store
-        self._flights = flights
+        self._numbers = numbers
         self._unready = unready
+        self._worker = {} if worker is None else {"worker": worker}
 
     async def healthz(self, _: web.Request) -> web.Response:
-        """The process lives. Needs no key."""
-        return json_response({"status": "ok"})
+        """The process lives; of several workers, which one it is. Needs no key."""
+        return json_response({"status": "ok", **self._worker})
 
     async def readyz(self, _: web.Request) -> web.Response:
         """Whether calls can be answered now: 200 or 503. Needs no key."""
@@ -50,6 +46,6 @@ class Ops:
         principal = self._authenticator.principal(request.headers.get("Authorization"))
         if not principal.admin:
             raise ClientFault("This route is for admin keys only.", code="admin_only", status=403)
-        self._journal.settle()
-        page = self._metrics.page(self._journal.statistics, self._store.fills(), len(self._flights))
+        numbers = await self._numbers()
+        page = self._metrics.page(numbers.statistics, numbers.fills, numbers.flights)
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE})

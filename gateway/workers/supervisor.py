@@ -1,0 +1,346 @@
+"""The supervisor: starts the workers, watches them, carries their messages, ends them.
+
+It answers no request itself. The life of one worker's place::
+
+    spawn ─► starting ──serving──► serving ──exit──► spawn again, at once or after a while
+                 └─exit with a code, at the first start─► everything ends: it would not be better
+                                                          the second time
+
+At the first signal the listening sockets close, the workers finish their running answers, then the
+engine ends, then we do. A second one ends at once. No child is left behind: a worker is killed by the
+kernel, or ends when its channel does; the engine watches us.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from asyncio import FIRST_COMPLETED
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from secrets import token_bytes
+from typing import Any, Final
+
+import structlog
+
+from gateway.backends.embedded import EngineProcess, code_environment
+from gateway.config import Config
+from gateway.flights import Tasks
+from gateway.numbers import Numbers, added_up
+from gateway.tally import Statistics
+from gateway.workers.channel import Channel, ChannelError
+from gateway.workers.handover import Handover
+from gateway.workers.team import COUNTED_WITHIN_S, HEARD_WITHIN_S, told
+
+INTERRUPTED: Final = 130
+FAILED: Final = 1
+STEADY_S: Final = 60.0  # up for so long, and earlier crashes are forgotten
+AT_ONCE: Final = 3  # crashes in a row after which the next start waits
+FIRST_DELAY_S: Final = 0.5
+LONGEST_DELAY_S: Final = 30.0
+BEYOND_GRACE_S: Final = 5.0  # for cleaning up, after the last answer
+HALT_S: Final = 3.0
+LAST_WORDS_S: Final = 1.0
+COMMAND: Final = (sys.executable, "-P", "-m", "gateway.workers.worker")
+
+Bind = Callable[[], socket.socket]
+_log = structlog.get_logger("kvgate.workers")
+
+
+async def supervise(
+    config: Config, listeners: Sequence[socket.socket], *, url: str, bind: Bind
+) -> int:
+    """Serve with a worker for each listener until a signal; returns the exit code.
+
+    ``bind`` makes one more listener on the same port. Raises: OSError.
+    """
+    return await Supervisor(config, listeners, url=url, bind=bind).run()
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """One worker's place: it stays while processes come and go."""
+
+    number: int
+    listener: socket.socket
+    process: Process | None = None
+    channel: Channel | None = None
+    hears: bool = False  # it takes messages: what it knows from now on, it knows after them
+    serving: bool = False
+    began_s: float = 0.0
+    crashes: int = 0
+    counted: Numbers = field(default_factory=lambda: Numbers(Statistics()))
+
+    def __repr__(self) -> str:
+        pid = self.process.pid if self.process else None
+        return f"<Place {self.number} pid={pid} serving={self.serving} crashes={self.crashes}>"
+
+
+class Supervisor:
+    """All places, the engine, and the way of messages between them."""
+
+    def __init__(
+        self,
+        config: Config,
+        listeners: Sequence[socket.socket],
+        *,
+        url: str,
+        bind: Bind,
+        command: Sequence[str] = COMMAND,
+        clock: Callable[[], float] = time.monotonic,
+        delay_after: Callable[[int], float] | None = None,
+    ) -> None:
+        self._config = config
+        self._bind = bind
+        self._command = tuple(command)
+        self._clock = clock
+        self._delay_after = delay_after or _delay_after
+        self._kv_secret = token_bytes(32)
+        self._tasks = Tasks()
+        self._places = [Place(number, sock) for number, sock in enumerate(listeners, 1)]
+        self._url = url
+        self._left = Numbers(Statistics())
+        self._announced = False
+        self._stopping = asyncio.Event()
+        self._halting = asyncio.Event()
+        self._code = 0
+        self._engine: EngineProcess | None = None
+        if config.engine_enabled():
+            self._engine = EngineProcess(
+                config.engine, tasks=self._tasks, on_change=self._tell_of_engine
+            )
+
+    def __repr__(self) -> str:
+        serving = sum(place.serving for place in self._places)
+        return f"<Supervisor {serving}/{len(self._places)} serving, engine {self._engine!r}>"
+
+    async def run(self) -> int:
+        """Until a signal; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._asked_to_stop, number)
+        try:
+            if self._engine is not None:
+                await self._engine.start()
+            keeping = [
+                self._tasks.start(self._keep(place), name=f"worker {place.number}")
+                for place in self._places
+            ]
+            await self._stopping.wait()
+            await self._drain(keeping)
+        finally:
+            for place in self._places:
+                _kill(place)
+            if self._engine is not None:
+                await self._engine.stop()
+            await self._tasks.close()
+        return self._code
+
+    def _asked_to_stop(self, number: signal.Signals) -> None:
+        _log.info("stopping", signal=number.name, again="ends at once")
+        if self._stopping.is_set():
+            self._code = INTERRUPTED
+            self._halting.set()
+        self._stopping.set()
+
+    async def _drain(self, keeping: Sequence["asyncio.Task[None]"]) -> None:
+        """Take no more connections, wait for the running answers, and not for ever."""
+        for place in self._places:
+            place.listener.close()
+            if place.serving and place.channel is not None:
+                place.channel.say("drain")
+            elif place.process is not None:
+                place.process.terminate()  # it may not hear yet
+        ended = self._tasks.start(_all(keeping), name="all workers")
+        halting = self._tasks.start(_until(self._halting), name="halting")
+        within_s = self._config.server.shutdown_grace_s + BEYOND_GRACE_S
+        await asyncio.wait([ended, halting], timeout=within_s, return_when=FIRST_COMPLETED)
+        if not ended.done():
+            for place in self._places:
+                if place.channel is not None:
+                    place.channel.say("halt")
+            await asyncio.wait([ended], timeout=HALT_S)
+        for place in self._places:
+            _kill(place)
+        await ended
+
+    async def _keep(self, place: Place) -> None:
+        """Keep a process in this place."""
+        while not self._stopping.is_set():
+            try:
+                exit_code = await self._live_once(place)
+            except OSError as error:  # no memory, no descriptors: it may pass
+                _log.error("worker not started", worker=place.number, reason=str(error))
+                exit_code = FAILED
+            if self._stopping.is_set():
+                return
+            if exit_code > 0 and not self._announced:
+                _log.error("a worker cannot start; the reason is above", worker=place.number)
+                self._code = FAILED
+                self._stopping.set()
+                return
+            await self._pause(place, exit_code)
+
+    async def _live_once(self, place: Place) -> int:
+        """One process in this place, to its end; returns how it ended."""
+        place.began_s = self._clock()
+        if place.listener.fileno() < 0:
+            place.listener = self._bind()
+        process, channel = await self._spawn(place)
+        place.process, place.channel = process, channel
+        _log.info("worker starting", worker=place.number, pid=process.pid)
+        hearing = self._tasks.start(channel.run(), name=f"channel {place.number}")
+        handover = Handover(place.number, self._config, self._kv_secret)
+        channel.say("handover", handover.as_dict())
+        if self._engine is not None:
+            channel.say("engine", told(self._engine.view()))
+        try:
+            exit_code = await process.wait()
+            await asyncio.wait([hearing], timeout=LAST_WORDS_S)
+        finally:
+            channel.close()
+            place.hears = place.serving = False
+            place.channel = place.process = None
+            self._left = added_up([self._left, place.counted.left()])
+            place.counted = Numbers(Statistics())
+        ended = {"signal": _signal_name(-exit_code)} if exit_code < 0 else {"exit_code": exit_code}
+        level = "info" if exit_code == 0 else "error"
+        getattr(_log, level)("worker ended", worker=place.number, pid=process.pid, **ended)
+        return exit_code
+
+    async def _spawn(self, place: Place) -> tuple[Process, Channel]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            descriptors = theirs.fileno(), place.listener.fileno()
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    *map(str, descriptors),
+                    pass_fds=descriptors,
+                    stdin=DEVNULL,
+                    env=code_environment(os.environ),
+                    start_new_session=True,  # a Ctrl-C meant for us does not reach it
+                )
+            except OSError:
+                ours.close()
+                raise
+        channel = await Channel.over(
+            ours,
+            tasks=self._tasks,
+            handlers={
+                "hears": lambda _: self._hears(place),
+                "serving": lambda said: self._is_serving(place, said),
+                "numbers": lambda said: self._has_counted(place, said),
+                "others": lambda _: self._others(place),
+                "tell": lambda news: self._pass_on(place, news),
+            },
+        )
+        return process, channel
+
+    async def _pause(self, place: Place, exit_code: int) -> None:
+        """Wait before the next start when the last ones did not live long."""
+        if exit_code == 0 or self._clock() - place.began_s >= STEADY_S:
+            place.crashes = 0
+        place.crashes += exit_code != 0
+        delay_s = self._delay_after(place.crashes)
+        if not delay_s:
+            return
+        _log.warning("worker restarts", worker=place.number, in_s=delay_s, crashes=place.crashes)
+        place.listener.close()  # or its share of the connections would wait for all that time
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._stopping.wait()
+
+    async def _hears(self, place: Place) -> None:
+        place.hears = True
+
+    async def _is_serving(self, place: Place, said: Any) -> None:
+        place.serving = True
+        after_s = round(self._clock() - place.began_s, 2)
+        _log.info("worker serving", worker=place.number, after_s=after_s)
+        if not self._announced and all(one.serving for one in self._places):
+            self._announced = True
+            _log.info("listening", url=self._url, models=said["models"], workers=len(self._places))
+
+    async def _has_counted(self, place: Place, said: Any) -> None:
+        if said is not None:
+            place.counted = Numbers.of(said)
+
+    async def _others(self, asking: Place) -> Any:
+        """The numbers of all but ``asking``: of the living as of now, of the dead the last ones."""
+        answers = await self._ask_others(asking, "numbers", None, within_s=COUNTED_WITHIN_S / 2)
+        for place, answer in answers.items():
+            if not isinstance(answer, ChannelError):
+                await self._has_counted(place, answer)
+        others = [place.counted for place in self._places if place is not asking]
+        return added_up([*others, self._left]).as_dict()
+
+    async def _pass_on(self, telling: Place, news: Any) -> None:
+        """Tell all others; returns when each of them has heard or has ended.
+
+        Raises:
+            ChannelError: one lives and has not heard in time, or could not do what it heard.
+        """
+        answers = await self._ask_others(telling, "news", news, within_s=HEARD_WITHIN_S)
+        for place, answer in answers.items():
+            if isinstance(answer, ChannelError) and place.channel is not None:
+                raise ChannelError(f"worker {place.number}: {answer}")
+
+    async def _ask_others(
+        self, asking: Place, kind: str, body: Any, *, within_s: float
+    ) -> dict[Place, Any]:
+        others = [
+            (place, place.channel)
+            for place in self._places
+            if place is not asking and place.hears and place.channel is not None
+        ]
+        answers = await asyncio.gather(
+            *(channel.ask(kind, body, within_s=within_s) for _, channel in others),
+            return_exceptions=True,
+        )
+        return {
+            place: answer
+            for (place, channel), answer in zip(others, answers, strict=True)
+            if channel.open
+        }
+
+    def _tell_of_engine(self) -> None:
+        if self._engine is None:
+            return  # it is being made
+        view = told(self._engine.view())
+        for place in self._places:
+            if place.channel is not None:
+                place.channel.say("engine", view)
+
+
+def _delay_after(crashes: int) -> float:
+    """Seconds to wait after so many crashes in a row."""
+    if crashes <= AT_ONCE:
+        return 0.0
+    return min(FIRST_DELAY_S * 2.0 ** min(crashes - AT_ONCE - 1, 16), LONGEST_DELAY_S)
+
+
+async def _all(tasks: Sequence["asyncio.Task[None]"]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def _kill(place: Place) -> None:
+    if place.process is not None:
+        with suppress(ProcessLookupError):
+            place.process.kill()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
