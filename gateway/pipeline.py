@@ -11,17 +11,17 @@ outcome. Whoever asks first owns nothing: the work belongs to the flight.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, NamedTuple, assert_never
+from typing import NamedTuple, assert_never
 
 import orjson
 
 from gateway.backends.base import Computes
 from gateway.chunks import Chunk, Opening, Piece, Whole, finished, fold
+from gateway.clearings import Clearings
 from gateway.errors import ClientFault, from_failed
 from gateway.flights import Flight, Flights, Reader
 from gateway.headers import replayable
@@ -29,6 +29,7 @@ from gateway.leading import Leading
 from gateway.outcomes import forwarded, from_store, meta_of, with_opening
 from gateway.recall import Recall
 from gateway.store.base import Entry, Selector, Stored, StoreError
+from gateway.store.sharing import News
 from gateway.store.tiers import Tiers
 from policies.admission import Refuse, Store, admit
 from policies.call import Call
@@ -38,9 +39,6 @@ from policies.keys import Scope, entry_key
 from policies.outcome import Completed, Elsewhere, Ending, Errand, Failed, Outcome
 from policies.plan import Lane, Plan
 from policies.rules import Rules
-
-MAX_CLEARINGS: Final = 256
-"""Invalidations that flights in the air are held against; older ones have landed long ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +98,7 @@ class Pipeline:
         spent: Callable[[Errand, Plan, Completed], None] = lambda *_: None,
         in_the_air: Callable[[Lane], AbstractContextManager[None]] = lambda _: nullcontext(),
         leading: Leading | None = None,
+        news: News | None = None,
     ) -> None:
         self._rules = rules
         self._store = store
@@ -112,8 +111,7 @@ class Pipeline:
         self._in_the_air = in_the_air
         self._leading = leading
         self._renewals = 0
-        self._clearings = 0
-        self._cleared: deque[tuple[int, Selector]] = deque(maxlen=MAX_CLEARINGS)
+        self._clearing.count = Clearings(store, recall, news)
 
     async def answer(self, call: Call, plan: Plan, backend: Computes) -> Answer:
         """Answer ``call`` as ``plan`` says.
@@ -173,12 +171,8 @@ class Pipeline:
         return plan.may_read and self._flights.landed_since(plan.key, missed.mark)
 
     async def clear(self, selector: Selector) -> Sequence[EntryMeta]:
-        """Drop what is meant, now and out of the flights in the air. Raises: StoreError."""
-        self._clearings += 1
-        self._cleared.append((self._clearings, selector))
-        gone = await self._store.remove(selector)
-        self._recall.left((meta.key for meta in gone), "invalidated")
-        return gone
+        """Drop what is meant, now, out of the flights in the air and in every process. Raises: StoreError."""
+        return await self._clearing.count.clear(selector)
 
     async def _missed(self, plan: Plan, *, expired: bool, store_failed: bool) -> Outcome:
         """The outcome so far of a call that needs a backend, and why it does."""
@@ -327,7 +321,7 @@ class Pipeline:
         """Pass the backend's pieces on, then store the answer."""
         parts: list[Chunk | Whole] = []
         ending: Ending | None = None
-        clearings = self._clearings
+        clearings = self._clearing.count.count
         with self._in_the_air(plan.lane):
             async with aclosing(backend.run(call, plan)) as pieces:
                 async for piece in pieces:
@@ -345,7 +339,7 @@ class Pipeline:
     @property
     def clearings(self) -> int:
         """How often something was cleared away: what is remembered later must have begun after."""
-        return self._clearings
+        return self._clearing.count.count
 
     async def remember(self, call: Call, plan: Plan, refusal: Failed, clearings: int) -> None:
         """Keep a refusal that the same request will meet again."""
@@ -378,7 +372,7 @@ class Pipeline:
                 assert_never(verdict)
         now = self._now()
         meta = meta_of(call, plan, ending, verdict, self._rules, now=now, size_bytes=len(body))
-        if any(number > clearings and what.matches(meta) for number, what in self._cleared):
+        if self._clearing.count.cover(meta, since=clearings):
             return
         try:
             stored = await self._store.put(Entry(meta, body), now=now)

@@ -9,7 +9,10 @@ Three small contracts, each with an implementation per place (this process, a SQ
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+MISSED: Final = "missed"
+"""The topic of a message, ``{}``, that no process tells: messages of any topic may have been lost."""
 
 
 class Leases(Protocol):

@@ -44,6 +44,7 @@ class Tiers:
             for likely in (None, *self._stores)
         }
         self._reads: cachetools.LRUCache[bytes, int] = cachetools.LRUCache(READS_REMEMBERED)
+        self._removals = 0
 
     async def get(self, key: bytes, *, now: float, likely: TierName | None = None) -> Entry | None:
         """The entry from the tier that has it; ``likely`` is asked first. Raises: StoreError.
@@ -51,6 +52,7 @@ class Tiers:
         A tier that fails is passed over while another has the entry.
         """
         failed: StoreError | None = None
+        removals = self._removals
         for tier in self._asked.get(likely, self._asked[None]):
             try:
                 entry = await self._stores[tier].get(key, now=now)
@@ -58,7 +60,7 @@ class Tiers:
                 failed = error
                 continue
             if entry is not None:
-                if tier != "hot":
+                if tier != "hot" and removals == self._removals:  # else it may be gone from there
                     await self._read_below(entry, tier, now=now)
                 return entry
         if failed is not None:
@@ -82,6 +84,7 @@ class Tiers:
 
     async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant from every tier; each key once. Raises: StoreError, after trying all."""
+        self._removals += 1
         gone: dict[bytes, EntryMeta] = {}
         failed: StoreError | None = None
         for store in self._stores.values():
@@ -91,6 +94,14 @@ class Tiers:
                 failed = error
         if failed is not None:
             raise failed
+        return list(gone.values())
+
+    async def forget(self, selector: Selector) -> Sequence[EntryMeta]:
+        """Drop what is meant from this process's memory: another has dropped it from the rest."""
+        self._removals += 1
+        gone: dict[bytes, EntryMeta] = {}
+        for tier in self._in_memory:
+            gone |= {meta.key: meta for meta in await self._stores[tier].remove(selector)}
         return list(gone.values())
 
     async def scan(
