@@ -111,7 +111,7 @@ class Pipeline:
         self._in_the_air = in_the_air
         self._leading = leading
         self._renewals = 0
-        self._clearing.count = Clearings(store, recall, news)
+        self._clearings = Clearings(store, recall, news)
 
     async def answer(self, call: Call, plan: Plan, backend: Computes) -> Answer:
         """Answer ``call`` as ``plan`` says.
@@ -171,8 +171,8 @@ class Pipeline:
         return plan.may_read and self._flights.landed_since(plan.key, missed.mark)
 
     async def clear(self, selector: Selector) -> Sequence[EntryMeta]:
-        """Drop what is meant, now, out of the flights in the air and in every process. Raises: StoreError."""
-        return await self._clearing.count.clear(selector)
+        """Drop what is meant, now and out of the flights in the air. Raises: StoreError."""
+        return await self._clearings.clear(selector)
 
     async def _missed(self, plan: Plan, *, expired: bool, store_failed: bool) -> Outcome:
         """The outcome so far of a call that needs a backend, and why it does."""
@@ -321,7 +321,7 @@ class Pipeline:
         """Pass the backend's pieces on, then store the answer."""
         parts: list[Chunk | Whole] = []
         ending: Ending | None = None
-        clearings = self._clearing.count.count
+        clearings = self._clearings.count
         with self._in_the_air(plan.lane):
             async with aclosing(backend.run(call, plan)) as pieces:
                 async for piece in pieces:
@@ -339,7 +339,7 @@ class Pipeline:
     @property
     def clearings(self) -> int:
         """How often something was cleared away: what is remembered later must have begun after."""
-        return self._clearing.count.count
+        return self._clearings.count
 
     async def remember(self, call: Call, plan: Plan, refusal: Failed, clearings: int) -> None:
         """Keep a refusal that the same request will meet again."""
@@ -372,7 +372,7 @@ class Pipeline:
                 assert_never(verdict)
         now = self._now()
         meta = meta_of(call, plan, ending, verdict, self._rules, now=now, size_bytes=len(body))
-        if self._clearing.count.cover(meta, since=clearings):
+        if self._clearings.cover(meta, since=clearings):
             return
         try:
             stored = await self._store.put(Entry(meta, body), now=now)
