@@ -17,6 +17,7 @@ from typing import Final, TextIO
 import aiohttp
 from aiohttp import web
 
+from gateway.analytics import Conversations
 from gateway.auth import OPEN_TENANT, Authenticator
 from gateway.backends.embedded import EngineProcess
 from gateway.backends.openai import OpenAIBackend, Timeouts
@@ -31,6 +32,7 @@ from gateway.places import open_places
 from gateway.recall import Recall
 from gateway.request_log import RequestLog
 from gateway.router import Router, Served
+from gateway.routes.analytics import Analytics
 from gateway.routes.cache import Cache
 from gateway.routes.completions import Completions
 from gateway.routes.models import Models
@@ -63,6 +65,7 @@ class Gateway:
     authenticator: Authenticator
     router: Router
     journal: Journal
+    conversations: Conversations
     metrics: Metrics
     pipeline: Pipeline
     engine: EngineProcess | FarEngine | None
@@ -79,11 +82,13 @@ async def build(
     *,
     now: Callable[[], float] = _now,
     draw: Callable[[], float] = _draw,
+    clock: Callable[[], float] = time.monotonic,
     log_stream: TextIO | None = None,
     team: Team | None = None,
 ) -> web.Application:
     """The application. It owns what it builds: its clean-up closes all of it.
 
+    ``now`` is unix time, ``clock`` monotonic: what an answer takes is measured by it.
     ``log_stream`` takes the line of each request; standard error unless given. ``team`` are the
     other workers, if this process is one of several.
     """
@@ -95,7 +100,7 @@ async def build(
     engine: EngineProcess | FarEngine | None = team.engine if team else None
     if team is None and config.engine_enabled():
         engine = EngineProcess(config.engine, tasks=tasks)
-    router = Router(_served(config, session, engine), config.aliases)
+    router = Router(_served(config, session, engine, clock), config.aliases)
     places = await open_places(
         config,
         rules,
@@ -117,6 +122,7 @@ async def build(
             log_stream or sys.stderr,
             worker=team.number if team else None,
         ),
+        conversations := Conversations(now),
     )
     pipeline = Pipeline(
         rules=rules,
@@ -126,6 +132,7 @@ async def build(
         now=now,
         draw=draw,
         store_failed=journal.store_failed,
+        spent=journal.spent,
         leading=places.leading,
     )
     metrics = Metrics(
@@ -143,6 +150,7 @@ async def build(
         authenticator=Authenticator(config.tenants),
         router=router,
         journal=journal,
+        conversations=conversations,
         metrics=metrics,
         pipeline=pipeline,
         engine=engine,
@@ -151,7 +159,7 @@ async def build(
     )
     app = web.Application(client_max_size=rules.limits.max_body_bytes)
     app[GATEWAY] = gateway
-    _mount(app, gateway, rules, team, now=now)
+    _mount(app, gateway, rules, team, now=now, clock=clock)
     app.cleanup_ctx.append(lambda _: _lifetime(gateway, session))
     return app
 
@@ -163,6 +171,7 @@ def _mount(
     team: Team | None,
     *,
     now: Callable[[], float],
+    clock: Callable[[], float],
 ) -> None:
     """The handlers of all routes."""
     authenticator, numbers = gateway.authenticator, partial(_numbers, gateway, team)
@@ -174,7 +183,7 @@ def _mount(
         journal=gateway.journal,
         rules=rules,
         now=now,
-        clock=time.monotonic,
+        clock=clock,
     )
     models = Models(authenticator=authenticator, router=router, started_s=now())
     cache = Cache(
@@ -193,11 +202,30 @@ def _mount(
         unready=lambda: _unready(gateway),
         worker=team.number if team else None,
     )
+    analytics = Analytics(
+        authenticator=authenticator,
+        conversations=gateway.conversations,
+        journal=gateway.journal,
+        pipeline=pipeline,
+        rules=rules,
+    )
+    _route_analytics(app.router, analytics)
     _route(app, completions, models, cache, ops)
 
 
+def _route_analytics(router: web.UrlDispatcher, analytics: Analytics) -> None:
+    name = "/v1/cache/conversations/{id:.+}"
+    router.add_get("/v1/cache/conversations", guarded(analytics.conversations))
+    router.add_get(name, guarded(analytics.conversation))
+    router.add_delete(name, guarded(analytics.forget))
+    router.add_get("/v1/cache/recommendations", guarded(analytics.recommendations))
+
+
 def _served(
-    config: Config, session: aiohttp.ClientSession, engine: EngineProcess | FarEngine | None
+    config: Config,
+    session: aiohttp.ClientSession,
+    engine: EngineProcess | FarEngine | None,
+    clock: Callable[[], float],
 ) -> list[Served]:
     served = []
     if engine is not None:
@@ -205,7 +233,7 @@ def _served(
             EMBEDDED,
             session=session,
             locate=engine.base_url,
-            clock=time.monotonic,
+            clock=clock,
             dialect="kvgate",
         )
         served.append(Served(backend, (engine_model(config.engine.model),)))
@@ -215,7 +243,7 @@ def _served(
             wish.name,
             session=session,
             locate=partial(str, root),
-            clock=time.monotonic,
+            clock=clock,
             api_key=wish.api_key.get_secret_value() if wish.api_key else None,
             dialect=wish.dialect,
             timeouts=Timeouts(connect_s=wish.connect_timeout, read_s=wish.read_timeout),

@@ -5,7 +5,7 @@ which costs a fraction of doing it call by call. Who reads the numbers settles f
 
 Nothing here ever holds a prompt, an answer, an API key or a token. Savings are what the
 original computation took: measured seconds, counted tokens, and money by the configured
-prices; response hits and reused prefixes are kept apart.
+prices; ``gateway.savings`` says what of it is left when warming and renewals are paid.
 """
 
 import asyncio
@@ -15,9 +15,10 @@ from typing import Final
 
 import structlog
 
+from gateway.analytics import Conversations
 from gateway.request_log import Answered, RequestLog, Visit
-from gateway.tally import Group, Statistics
-from policies.outcome import Outcome
+from gateway.tally import Purpose, Statistics
+from policies.outcome import Completed, Errand, Outcome, Usage
 from policies.plan import Plan
 
 SETTLE_AFTER_S: Final = 0.01
@@ -33,6 +34,14 @@ class Price:
     hit_per_mtok: float
     output_per_mtok: float
 
+    def of(self, usage: Usage) -> float:
+        """What computing this costs, with the reuse that it had."""
+        return (
+            usage.miss_tokens * self.miss_per_mtok
+            + usage.hit_tokens * self.hit_per_mtok
+            + usage.completion_tokens * self.output_per_mtok
+        ) / 1e6
+
 
 _log = structlog.get_logger("kvgate")
 
@@ -40,8 +49,14 @@ _log = structlog.get_logger("kvgate")
 class Journal:
     """Takes every outcome once, after its answer has left. Belongs to one event loop."""
 
-    def __init__(self, prices: Mapping[str, Price], log: RequestLog) -> None:
+    def __init__(
+        self,
+        prices: Mapping[str, Price],
+        log: RequestLog,
+        conversations: Conversations | None = None,
+    ) -> None:
         self.statistics = Statistics()
+        self._conversations = conversations
         self._prices = prices
         self._log = log
         self._unsettled: list[Visit] = []
@@ -65,6 +80,8 @@ class Journal:
                 if not plan.preload:  # no user asked for it: it would spoil the hit rate
                     self._count(visit, plan, outcome)
         self._log.answered(answered)
+        if self._conversations is not None:
+            self._conversations.note(answered)
 
     def refused(
         self, *, request_id: str, endpoint: str, status: int, code: str, seconds: float
@@ -73,6 +90,13 @@ class Journal:
         self.statistics.refused(endpoint, status)
         line = {"event": "refused", "id": request_id, "endpoint": endpoint, "status": status}
         self._log.write([line | {"code": code, "ms": round(seconds * 1000, 2)}])
+
+    def spent(self, errand: Errand, plan: Plan, ending: Completed) -> None:
+        """Something was computed that no user waited for."""
+        purpose = Purpose(errand, plan.tier, plan.model, plan.scope.tenant)
+        price = self._prices.get(plan.model) or self._prices.get("default")
+        money = 0.0 if price is None else price.of(ending.usage)
+        self.statistics.spent(purpose).add(ending, money=money)
 
     def store_failed(self, error: Exception) -> None:
         """An answer was given and could not be stored."""
@@ -85,19 +109,22 @@ class Journal:
         self._log.write([line | {"ms": round(seconds * 1000, 2)}])
 
     def _count(self, visit: Visit, plan: Plan, outcome: Outcome) -> None:
-        group = Group(
-            visit.endpoint,
-            outcome.level,
-            outcome.status,
-            outcome.tier if plan.enabled else None,
-            plan.model,
-            plan.scope.tenant,
-            outcome.miss_reason,
+        level = outcome.level
+        tally = self.statistics.group(
+            (
+                visit.endpoint,
+                level,
+                outcome.status,
+                outcome.tier if plan.enabled else None,
+                plan.model,
+                plan.scope.tenant,
+                outcome.miss_reason,
+            )
         )
-        self.statistics.group(group).add(
+        tally.add(
             outcome,
             seconds=visit.seconds,
-            seconds_saved=visit.cost_s if outcome.level in {"response", "semantic"} else 0.0,
+            seconds_saved=visit.cost_s if level in {"response", "semantic"} else 0.0,
             money=self._money(plan.model, outcome),
         )
 
@@ -105,7 +132,12 @@ class Journal:
         price = self._prices.get(model) or self._prices.get("default")
         if price is None:
             return 0.0
-        if outcome.level in {"response", "semantic"} or outcome.collapsed:
+        if outcome.collapsed:
+            # Computed at the same time it would have found the same prefix.
+            return price.of(
+                Usage(outcome.prompt_tokens, outcome.completion_tokens, outcome.hit_tokens)
+            )
+        if outcome.level in {"response", "semantic"}:
             return (
                 outcome.prompt_tokens * price.miss_per_mtok
                 + outcome.completion_tokens * price.output_per_mtok

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from policies.conversation import Shape
 from policies.outcome import Level, Outcome
@@ -40,26 +40,14 @@ class Recommendation:
     measured: Mapping[str, float]
 
 
-class Seen(NamedTuple):
-    """One call of a conversation. ``seconds`` it took, ``cost_s`` is what its stored answer took.
-
-    ``question`` is a fingerprint of what was asked, None when nobody looked.
-    """
-
-    plan: Plan
-    outcome: Outcome
-    seconds: float
-    cost_s: float
-    question: bytes | None
-
-
 @dataclass(slots=True)
 class Tally:
     """Sums over the calls of one conversation. Times are unix seconds.
 
     ``repeats`` counts questions that were asked before in this conversation (among its last
     ``RECENT_QUESTIONS``); the ``uncached`` calls are those that did not use the response store.
-    ``tier`` and ``ttl_s`` are those of the last call that did.
+    ``tier`` and ``ttl_s`` are those of the last call that did; ``answers`` were computed for a call of
+    this conversation.
     """
 
     first_s: float
@@ -70,7 +58,7 @@ class Tally:
     uncached: int = 0
     uncached_repeats: int = 0
     expired: int = 0
-    computed: int = 0
+    answers: int = 0
     seconds_computing: float = 0.0
     miss_tokens: int = 0
     tokens_saved: int = 0
@@ -81,40 +69,51 @@ class Tally:
     gaps_s: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_GAPS))
     questions: dict[bytes, None] = field(default_factory=dict)
 
-    def add(self, seen: Seen, *, now: float) -> None:
-        """One more call, at ``now``."""
-        plan, outcome = seen.plan, seen.outcome
+    def stored(self, plan: Plan, outcome: Outcome, *, cost_s: float, now: float) -> None:
+        """One more call, at ``now``, that the response store answered with what took ``cost_s``."""
+        if self.calls:
+            self.gaps_s.append(now - self.last_s if now > self.last_s else 0.0)
+        self.calls += 1
+        self.repeats += 1
+        self.last_s = now
+        self.tier = plan.tier
+        self.ttl_s = plan.ttl_s
+        self.tokens_saved += outcome.tokens_saved
         level = outcome.level
+        self.levels[level] = self.levels.get(level, 0) + 1
+        if level != "negative":
+            self.seconds_saved += cost_s
+
+    def computed(
+        self, plan: Plan, outcome: Outcome, *, seconds: float, question: bytes | None, now: float
+    ) -> None:
+        """One more call, at ``now``, that a backend answered in ``seconds``.
+
+        ``question`` is a fingerprint of what was asked, None when nobody looked.
+        """
         if self.calls:
             self.gaps_s.append(max(0.0, now - self.last_s))
         self.calls += 1
         self.last_s = now
         self.tokens_saved += outcome.tokens_saved
-        self.levels[level] = self.levels.get(level, 0) + 1
+        self.levels[outcome.level] = self.levels.get(outcome.level, 0) + 1
         if plan.enabled:
             self.tier, self.ttl_s = plan.tier, plan.ttl_s
-        if level in _STORED_LEVELS:
-            self.repeats += 1
-            if level != "negative":
-                self.seconds_saved += seen.cost_s
-        else:
-            self._add_computed(seen)
-
-    def _add_computed(self, seen: Seen) -> None:
-        outcome = seen.outcome
+        self.uncached += not plan.enabled
         self.expired += outcome.miss_reason == "expired"
-        self.uncached += not seen.plan.enabled
         if not outcome.collapsed:
-            self.computed += 1
-            self.seconds_computing += seen.seconds
+            self.answers += 1
+            self.seconds_computing += seconds
             self.miss_tokens += outcome.miss_tokens
-        if seen.question is None:
-            return
-        if seen.question in self.questions:
+        if question is not None:
+            self._asked(question, uncached=not plan.enabled)
+
+    def _asked(self, question: bytes, *, uncached: bool) -> None:
+        if question in self.questions:
             self.repeats += 1
-            self.uncached_repeats += not seen.plan.enabled
-            del self.questions[seen.question]
-        self.questions[seen.question] = None
+            self.uncached_repeats += uncached
+            del self.questions[question]
+        self.questions[question] = None
         if len(self.questions) > RECENT_QUESTIONS:
             del self.questions[next(iter(self.questions))]
 
@@ -144,7 +143,7 @@ def recommend(tally: Tally, rules: Rules) -> tuple[Recommendation, ...]:
 def _storing(tally: Tally) -> Recommendation | None:
     """Use the response store, or stop using it."""
     if tally.uncached_repeats >= MIN_REPEATS:
-        mean_s = tally.seconds_computing / tally.computed if tally.computed else 0.0
+        mean_s = tally.seconds_computing / tally.answers if tally.answers else 0.0
         return Recommendation(
             "enable",
             True,
@@ -221,7 +220,7 @@ def _chunking(tally: Tally) -> Recommendation | None:
     messages = tally.shape.messages
     if messages <= MAX_MESSAGES:
         return None
-    mean_tokens = tally.miss_tokens / tally.computed if tally.computed else 0.0
+    mean_tokens = tally.miss_tokens / tally.answers if tally.answers else 0.0
     return Recommendation(
         "chunking",
         MAX_MESSAGES,

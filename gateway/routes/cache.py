@@ -15,6 +15,7 @@ from gateway.numbers import Ask
 from gateway.pipeline import Pipeline
 from gateway.router import Router
 from gateway.routes.shape import body_of, json_response, object_of
+from gateway.savings import savings
 from gateway.store.base import Selector
 from gateway.store.tiers import Tiers
 from gateway.tally import Tally, dicts
@@ -50,13 +51,22 @@ class Cache:
         self._numbers = numbers
 
     async def stats(self, request: web.Request) -> web.Response:
-        """Counters since the start; a tenant without the admin right sees its own line only."""
+        """Counters since the start; a tenant without the admin right sees its own only."""
         principal = self._who(request)
         numbers = await self._numbers()
         counted = numbers.statistics
         if not principal.admin:
-            own = counted.by("tenant").get(principal.tenant, Tally())
-            return json_response({"tenant": principal.tenant, **own.as_dict()})
+            own = counted.of_tenant(principal.tenant)
+            return json_response(
+                {
+                    "tenant": principal.tenant,
+                    **own.total.as_dict(),
+                    "levels": dicts(own.by("level").items()),
+                    "tiers": dicts(own.by("tier").items()),
+                    "models": dicts(own.by("model").items()),
+                    "savings": savings(own),
+                }
+            )
         whole, tiers, reasons = counted.total, counted.by("tier"), counted.by("reason")
         return json_response(
             {
@@ -71,6 +81,7 @@ class Cache:
                 },
                 "models": dicts(counted.by("model").items()),
                 "tenants": dicts(counted.by("tenant").items()),
+                "savings": savings(counted),
                 "miss_reasons": {reason: tally.requests for reason, tally in reasons.items()},
                 "collapsed": whole.collapsed,
                 "stale": whole.stale,
@@ -82,16 +93,9 @@ class Cache:
 
     async def entries(self, request: web.Request) -> web.Response:
         """A page of entries in the order of their keys. Raises: ClientFault 400."""
-        principal, query = self._who(request), request.query
-        tenant = query.get("tenant", None if principal.admin else principal.tenant)
-        if tenant != principal.tenant and not principal.admin:
-            raise ClientFault(
-                "This key may only see its own tenant.",
-                code="forbidden",
-                status=403,
-                param="tenant",
-            )
-        limit = _limit(query.get("limit", "100"))
+        query = request.query
+        tenant = tenant_asked_for(request, self._who(request))
+        limit = page_limit(query.get("limit", "100"))
         found = await self._store.scan(
             Selector(tenant, tier=query.get("tier"), prefix=query.get("prefix")),
             after=_cursor(query.get("cursor")),
@@ -240,7 +244,21 @@ def _selector(wish: dict[str, Any], principal: Principal) -> tuple[Selector, boo
     return Selector(tenant, **named), everything
 
 
-def _limit(text: str) -> int:
+def tenant_asked_for(request: web.Request, principal: Principal) -> str | None:
+    """The tenant that is looked at; ``None``, for an admin alone, means all.
+
+    Raises: ClientFault 403 ``forbidden``.
+    """
+    tenant = request.query.get("tenant", None if principal.admin else principal.tenant)
+    if tenant != principal.tenant and not principal.admin:
+        raise ClientFault(
+            "This key may only see its own tenant.", code="forbidden", status=403, param="tenant"
+        )
+    return tenant
+
+
+def page_limit(text: str) -> int:
+    """How many things a page may have. Raises: ClientFault 400."""
     if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= MAX_PAGE:
         raise ClientFault(
             f"limit must be a whole number from 1 to {MAX_PAGE}.",

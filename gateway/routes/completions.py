@@ -122,7 +122,7 @@ class Completions:
             if known is not None and known.said != said:
                 known = None
             asked = known or self._understand(raw, said)
-            visit.plan, visit.stream = asked.plan, asked.call.stream
+            visit.call, visit.plan, visit.stream = asked.call, asked.plan, asked.call.stream
             answer = await self._pipeline.answer(asked.call, asked.plan, asked.backend)
             response: web.StreamResponse
             match answer:

@@ -5,6 +5,7 @@ Built by the gateway's own composition root; nothing in it is replaced but time 
 
 import asyncio
 import io
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -144,9 +145,14 @@ async def serving(
     draw: float = 0.0,
     read_timeout: float = 30.0,
     models: tuple[str, ...] = ("m",),
+    scripted_durations: bool = False,
     **config: Any,
 ) -> AsyncIterator[Service]:
-    """A gateway in front of ``upstream`` (a well-behaved one if none is given)."""
+    """A gateway in front of ``upstream`` (a well-behaved one if none is given).
+
+    With ``scripted_durations`` answers take the time that the clock is advanced meanwhile, and no
+    other.
+    """
     clock = Clock()
     async with upstream or ScriptedUpstream() as running:
         backend = {
@@ -159,7 +165,13 @@ async def serving(
         server = {"log_format": "json"}
         wishes = Config.model_validate({"backends": [backend], "server": server, **config})
         log = io.StringIO()
-        app = await build(wishes, now=clock.now, draw=lambda: draw, log_stream=log)
+        app = await build(
+            wishes,
+            now=clock.now,
+            draw=lambda: draw,
+            clock=clock.monotonic if scripted_durations else time.monotonic,
+            log_stream=log,
+        )
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1
         )

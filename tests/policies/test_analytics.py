@@ -9,7 +9,6 @@ from policies.analytics import (
     RECENT_GAPS,
     RECENT_QUESTIONS,
     Recommendation,
-    Seen,
     Tally,
     recommend,
 )
@@ -42,7 +41,10 @@ class Told:
     ) -> "Told":
         for _ in range(times):
             self.now += after_s
-            self.tally.add(Seen(plan, outcome, 0.5, 2.0, question), now=self.now)
+            if outcome.level in {"none", "prefix"}:
+                self.tally.computed(plan, outcome, seconds=0.5, question=question, now=self.now)
+            else:
+                self.tally.stored(plan, outcome, cost_s=2.0, now=self.now)
         return self
 
     @property
@@ -59,7 +61,7 @@ def test_calls_are_summed_by_what_became_of_them() -> None:
     assert (tally.calls, tally.hits, tally.stored_hits, tally.repeats) == (6, 4, 3, 3)
     assert tally.levels == {"none": 2, "response": 2, "prefix": 1, "negative": 1}
     assert (tally.tokens_saved, tally.seconds_saved) == (7 + 7 + 4 + 7, 4.0)
-    assert (tally.computed, tally.seconds_computing, tally.miss_tokens) == (2, 1.0, 10)
+    assert (tally.answers, tally.seconds_computing, tally.miss_tokens) == (2, 1.0, 10)
     assert (tally.expired, tally.first_s, tally.last_s) == (1, 1000.0, told.now)
     assert list(tally.gaps_s) == [5, 5, 10, 10, 10]
     assert (tally.tier, tally.ttl_s) == ("warm", 1800)
@@ -86,7 +88,8 @@ def test_only_recent_questions_and_gaps_are_remembered() -> None:
 
 def test_a_clock_set_back_makes_no_gap_shorter_than_nothing() -> None:
     told = Told().call().call(after_s=-5)
-    assert list(told.tally.gaps_s) == [0.0]
+    told.call(HIT, after_s=-5)
+    assert list(told.tally.gaps_s) == [0.0, 0.0]
 
 
 def test_too_few_numbers_recommend_nothing() -> None:
