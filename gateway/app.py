@@ -7,7 +7,7 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,7 @@ from gateway.routes.ops import Ops
 from gateway.routes.shape import guarded, json_response
 from gateway.store.sharing import Leases, News, Records
 from gateway.store.tiers import Tiers
+from gateway.together import Together
 from gateway.workers.team import FarEngine, Team
 from policies.rules import Rules
 
@@ -106,6 +107,8 @@ async def build(
         rules,
         tasks=tasks,
         now=now,
+        draw=draw,
+        clock=clock,
         news=team.news if team else None,
         several=team is not None,
     )
@@ -134,6 +137,7 @@ async def build(
         store_failed=journal.store_failed,
         spent=journal.spent,
         leading=places.leading,
+        news=places.news,
     )
     metrics = Metrics(
         models=router.models(),
@@ -160,7 +164,7 @@ async def build(
     app = web.Application(client_max_size=rules.limits.max_body_bytes)
     app[GATEWAY] = gateway
     _mount(app, gateway, rules, team, now=now, clock=clock)
-    app.cleanup_ctx.append(lambda _: _lifetime(gateway, session))
+    app.cleanup_ctx.append(lambda _: _lifetime(gateway, session, places.close))
     return app
 
 
@@ -180,6 +184,7 @@ def _mount(
         authenticator=authenticator,
         router=router,
         pipeline=pipeline,
+        together=Together(pipeline, gateway.flights),
         journal=gateway.journal,
         rules=rules,
         now=now,
@@ -332,14 +337,16 @@ async def _numbers(gateway: Gateway, team: Team | None) -> Numbers:
     return own if others is None else added_up([own, others])
 
 
-async def _lifetime(gateway: Gateway, session: aiohttp.ClientSession) -> AsyncIterator[None]:
+async def _lifetime(
+    gateway: Gateway, session: aiohttp.ClientSession, close_places: Callable[[], Awaitable[None]]
+) -> AsyncIterator[None]:
     if gateway.engine is not None:
         await gateway.engine.start()
     try:
         yield
     finally:
         async with AsyncExitStack() as last:  # whatever fails here, the engine's child must go
-            last.push_async_callback(gateway.store.close)
+            last.push_async_callback(close_places)
             last.push_async_callback(session.close)
             if gateway.engine is not None:
                 last.push_async_callback(gateway.engine.stop)

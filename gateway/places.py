@@ -4,18 +4,23 @@ One process with everything in memory needs none of the last three from outside;
 share them on disk or in Redis.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from gateway.config import Config
 from gateway.flights import Tasks
 from gateway.leading import Leading
 from gateway.store.base import Store
 from gateway.store.memory import MemoryStore
-from gateway.store.sharing import Leases, News, Records
+from gateway.store.sharing import Leases, Listener, News, Records
 from gateway.store.sharing_memory import MemoryLeases, MemoryRecords
 from gateway.store.tiers import Tiers
 from policies.rules import Rules, TierName
+
+if TYPE_CHECKING:
+    from gateway.store.redis_place import RedisPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,7 @@ class Places:
     records: Records
     news: News | None
     leading: Leading | None
+    close: Callable[[], Awaitable[None]]
 
 
 async def open_places(
@@ -35,23 +41,75 @@ async def open_places(
     *,
     tasks: Tasks,
     now: Callable[[], float],
+    draw: Callable[[], float],
+    clock: Callable[[], float],
     news: News | None = None,
     several: bool = False,
 ) -> Places:
-    """Open what the configuration names; ``Places.tiers.close`` closes the stores.
+    """Open what the configuration names; ``Places.close`` closes all of it.
 
     ``news`` reaches the other workers of this gateway, if ``several`` processes serve it.
     """
+    redis = _redis(config, draw=draw, clock=clock, tasks=tasks)
     shares = {one.name: one.max_bytes for one in config.tenants if one.max_bytes is not None}
-    leases, records = MemoryLeases(now=now), MemoryRecords()
-    stores: dict[TierName, Store] = {
-        tier: MemoryStore(tier, max_bytes=rule.max_bytes, shares=shares)
-        for tier, rule in rules.tiers.items()
-    }
+    leases: Leases = redis.leases if redis else MemoryLeases(now=now)
+    records: Records = redis.records if redis else MemoryRecords()
+    if redis is not None:
+        several, news = True, BothNews(news, redis.news) if news else redis.news
+    stores: dict[TierName, Store] = {}
+    for tier, rule in rules.tiers.items():
+        if rule.store == "redis" and redis is not None:
+            stores[tier] = redis.tier(tier, max_bytes=rule.max_bytes, shares=shares)
+        else:
+            stores[tier] = MemoryStore(tier, max_bytes=rule.max_bytes, shares=shares)
+    tiers = Tiers(stores, several=several)
+    # Who waits for another's answer must be able to find it.
+    leads = several and any(fill.store != "memory" for fill in tiers.fills())
+    last = AsyncExitStack()
+    if redis is not None:
+        last.push_async_callback(redis.close)
+    last.push_async_callback(tiers.close)
     return Places(
-        tiers=Tiers(stores, several=several),
+        tiers=tiers,
         leases=leases,
         records=records,
         news=news,
-        leading=Leading(leases, tasks) if several else None,
+        leading=Leading(leases, tasks) if leads else None,
+        close=last.aclose,
     )
+
+
+def _redis(
+    config: Config, *, draw: Callable[[], float], clock: Callable[[], float], tasks: Tasks
+) -> "RedisPlace | None":
+    if config.store.redis_url is None:
+        return None
+    from gateway.store.redis_place import (  # noqa: PLC0415 - its client is an extra
+        RedisPlace,
+    )
+
+    return RedisPlace(
+        config.store.redis_url,
+        limit_s=config.store.timeout_ms / 1000,
+        clock=clock,
+        draw=draw,
+        tasks=tasks,
+    )
+
+
+class BothNews:
+    """News of the workers beside us, and of all gateways. What both bring is heard twice."""
+
+    def __init__(self, near: News, far: News) -> None:
+        self._near = near
+        self._far = far
+
+    async def tell(self, topic: str, message: Mapping[str, Any]) -> None:
+        """The near ones first: they hear even when the server of the far ones is down."""
+        await self._near.tell(topic, message)
+        await self._far.tell(topic, message)
+
+    def listen(self, topic: str, listener: Listener) -> None:
+        """Have ``listener`` called for what either brings."""
+        self._near.listen(topic, listener)
+        self._far.listen(topic, listener)

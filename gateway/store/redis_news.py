@@ -3,7 +3,7 @@
 Each message has a number and is also kept in a short list; numbers start at the time, so that those of
 a server that lost its data do not repeat. Who was away for a while (the server was
 down, the connection broke) reads from the list what he missed when he subscribes again; when that
-is not certain any more, he is told that he may have missed something (``missed``).
+is not certain any more, the listeners of the topic ``MISSED`` are called.
 
 Whoever has heard a message answers on the teller's own channel, so that ``tell`` can wait for all who
 listened when it was published; one that is frozen is not waited for longer than ``patience_s``.
@@ -22,7 +22,7 @@ from redis.asyncio.client import PubSub
 from gateway.flights import Tasks
 from gateway.store.base import StoreError
 from gateway.store.redis_client import Script, failing_as_store
-from gateway.store.sharing import Listener
+from gateway.store.sharing import MISSED, Listener
 
 KEPT: Final = 256
 """Messages of a topic that are kept for those who were away."""
@@ -55,7 +55,6 @@ class RedisNews:
         *,
         token: str,
         tasks: Tasks,
-        missed: Callable[[], Awaitable[None]],
         namespace: str = "kvgate",
         patience_s: float = PATIENCE_S,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -63,7 +62,6 @@ class RedisNews:
         self._client = client
         self._token = token
         self._tasks = tasks
-        self._missed = missed
         self._prefix = f"{namespace}:news:".encode()
         self._answers = f"{namespace}:heard:{token}".encode()
         self._patience_s = patience_s
@@ -148,7 +146,7 @@ class RedisNews:
         first = int(kept[0].split(b" ", 1)[0]) if kept else at + 1
         if at < known or first > known + 1:
             self._last[channel] = at
-            await self._missed()
+            await self._pass_on(self._prefix + MISSED.encode(), {})
         for data in kept:
             await self._hear(channel, data)
 

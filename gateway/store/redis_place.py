@@ -1,7 +1,7 @@
 """Everything that a gateway keeps on one Redis or Valkey server, behind one guard."""
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from gateway.flights import Tasks
@@ -25,11 +25,14 @@ class RedisPlace:
         clock: Callable[[], float],
         draw: Callable[[], float],
         tasks: Tasks,
-        missed: Callable[[], Awaitable[None]],
         namespace: str = "kvgate",
     ) -> None:
-        """Connects when first used. ``missed``: see :class:`~gateway.store.redis_news.RedisNews`."""
+        """Connects when first used, but for the news, which start with the first listener.
+
+        ``clock`` is monotonic; ``tasks`` are those that end by themselves.
+        """
         token = secrets.token_hex(TOKEN_BYTES)
+        self._listening = Tasks()
         self._client = connect(url, limit_s=limit_s)
         self._namespace = namespace
         self._guard = Guard(
@@ -40,7 +43,7 @@ class RedisPlace:
         )
         self.records = GuardedRecords(RedisRecords(self._client, namespace=namespace), self._guard)
         self.news = GuardedNews(
-            RedisNews(self._client, token=token, tasks=tasks, missed=missed, namespace=namespace),
+            RedisNews(self._client, token=token, tasks=self._listening, namespace=namespace),
             self._guard,
         )
 
@@ -52,7 +55,8 @@ class RedisPlace:
         return Guarded(store, self._guard)
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Stop listening and give the connections back."""
+        await self._listening.close()
         await self._client.aclose()
 
     async def _ping(self) -> None:
