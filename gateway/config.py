@@ -13,6 +13,7 @@ is the way in.
 import ipaddress
 import secrets
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,7 @@ def _contradictions(config: Config) -> Iterator[tuple[Where, str]]:
         yield ("server", "host"), message
     if not config.engine_enabled() and not config.backends:
         yield ("engine", "enabled"), "false leaves nothing to ask: configure backends"
+    yield from _without_redis(config)
     yield from _repeated("tenants", [tenant.name for tenant in config.tenants])
     yield from _repeated("backends", [backend.name for backend in config.backends])
     for index, backend in enumerate(config.backends):
@@ -229,6 +231,17 @@ def _contradictions(config: Config) -> Iterator[tuple[Where, str]]:
     for table in ("prompt_types", "contexts"):
         if "*" not in getattr(config, table):
             yield (table,), 'needs an entry for "*", which stands for all others'
+
+
+def _without_redis(config: Config) -> Iterator[tuple[Where, str]]:
+    """What is to lie on a server that is not named, or cannot be spoken to."""
+    if config.store.redis_url is None:
+        for name, tier in config.tiers.by_name().items():
+            if tier.store == "redis":
+                yield ("tiers", name, "store"), "redis needs store.redis_url"
+    elif find_spec("redis") is None:
+        message = 'needs the redis extra: pip install "kvgate[redis]"'
+        yield ("store", "redis_url"), message
 
 
 def _repeated(section: str, names: list[str]) -> Iterator[tuple[Where, str]]:

@@ -258,6 +258,24 @@ def test_sections_that_contradict_each_other_are_refused(
     assert (found.path, found.line) == (path, 1)
 
 
+def test_a_tier_in_redis_needs_an_address(tmp_path: Path) -> None:
+    text = "tiers:\n  cold: {store: redis}\n"
+    (found,) = problems_of(text, tmp_path=tmp_path)
+    assert (found.path, found.line) == ("tiers.cold.store", 2)
+    assert "store.redis_url" in found.message
+    there = loaded(tmp_path, text + "store: {redis_url: 'redis://127.0.0.1:6379/0'}\n")
+    assert there.tiers.cold.store == "redis"
+
+
+def test_a_redis_url_needs_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.config.find_spec", lambda name: None)
+    text = "store: {redis_url: 'redis://:secret@127.0.0.1:6379/0'}\n"
+    (found,) = problems_of(text, tmp_path=tmp_path)
+    assert (found.path, found.line) == ("store.redis_url", 1)
+    assert "kvgate[redis]" in found.message
+    assert "secret" not in found.message
+
+
 def test_aliases_may_form_a_chain_but_no_ring(tmp_path: Path) -> None:
     assert loaded(tmp_path, "aliases: {a: b, b: c}\n").aliases["a"] == "b"
     found = problems_of("aliases: {a: b, b: c, c: a}\n", tmp_path=tmp_path)
