@@ -7,7 +7,7 @@ Not: it never hears of tenants, headers or plans. It hears a salt (who may share
 (priority and seconds) and a lane (who goes first). Of this project it imports `policies.eviction` alone.
 
 Read in this order: `request` (the words), `engine` (the step, on one screen), `scheduler` (who runs),
-`kv/blocks` and `kv/prefix` (what is kept and reused), then the model: `batch`, `runner`, `models/llama`,
+`kv/blocks` and `kv/prefix` (what is kept and reused), then the model: `batch`, `runner`, `models/network`,
 `sampler`; last the rim: `service` (a call from body to deltas), `api`, `answers`, `server`, `config`,
 `loading`, `process`.
 
@@ -19,4 +19,5 @@ Shape letters, used in comments as `# (T, H, D)` where a shape is made or change
     T  tokens (rows) in the batch   K  key-value heads      N  blocks in the pool
     V  vocabulary                   D  head dimension       P  tokens per block
     C  latent, R  rotary dimension (multi-head latent attention)
+    M  rows of a tile with its padding
 """

@@ -22,7 +22,7 @@ import torch
 from engine.kv.cache import KvCache
 from engine.models.attention import KEY_TILE_TOKENS, Group, causal_mask
 from engine.models.exact import ExactShapes
-from engine.models.llama import Tile
+from engine.models.network import Tile
 from engine.request import Sequence
 from engine.scheduler import Schedule
 

@@ -15,6 +15,8 @@ from typing import Any
 from engine.errors import ConfigError
 
 ENV_PREFIX = "KVGATE_ENGINE__"
+PRESETS = {"short": 4096, "medium": 8192, "long": 16384}
+"""Names of usual context lengths, in tokens."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|KiB|MB|MiB|GB|GiB|TB|TiB)?")
 _UNITS = {"B": 1, "kB": 1000, "KB": 1000, "KiB": 1 << 10, "MB": 10**6, "MiB": 1 << 20}
 _UNITS |= {"GB": 10**9, "GiB": 1 << 30, "TB": 10**12, "TiB": 1 << 40}
@@ -73,6 +75,11 @@ def _threads(text: str) -> int:
     return 0 if text == "auto" else _whole(1, 1024)(text)
 
 
+def _tokens(text: str) -> int:
+    """A number of tokens, or the name of a usual one."""
+    return PRESETS[text] if text in PRESETS else _whole(1)(text)
+
+
 def _text(text: str) -> str:
     if not text.strip():
         message = "must not be empty"
@@ -96,9 +103,19 @@ class EngineConfig:
     )
     device: str = _option(_one_of("auto", "cpu", "cuda"), "auto", "where the model runs")
     dtype: str = _option(
-        _one_of("auto", "float32", "bfloat16"), "auto", "of weights, activations and KV"
+        _one_of("auto", "float32", "bfloat16"), "auto", "of weights and activations"
     )
-    max_model_len: int = _option(_whole(1), 8192, "prompt and answer together, in tokens")
+    kv_dtype: str = _option(
+        _one_of("auto", "bf16", "fp8"), "auto", "of kept KV; auto: as dtype, fp8: half the memory"
+    )
+    mla: str = _option(
+        _one_of("auto", "naive", "absorb"),
+        "auto",
+        "what latent attention keeps: absorb (auto) the latent, naive every head's KV",
+    )
+    max_model_len: int = _option(
+        _tokens, 8192, "prompt and answer together, in tokens; or short, medium, long"
+    )
     prefix_cache: bool = _option(_boolean, True, "reuse KV of prompts with the same beginning")
     block_tokens: int = _option(  # key tiles are whole blocks: engine.batch
         _power_of_two(8, 128), 32, "tokens of a KV block, a power of two: the grain of reuse"

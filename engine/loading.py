@@ -17,7 +17,7 @@ from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.kv.blocks import BlockPool
 from engine.kv.cache import KvCache
-from engine.kv.layout import KvLayout
+from engine.kv.layout import Element, KvLayout
 from engine.kv.prefix import PrefixIndex
 from engine.runner import Runner
 from engine.sampler import Sampler
@@ -47,13 +47,13 @@ def make_service(
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     path = _path_of(config.model)
-    loaded = load(path, device=device, dtype=dtype)
+    loaded = load(path, device=device, dtype=dtype, mla=config.mla)
     cache = _cache(config, loaded, device=device, dtype=dtype)
     runner = Runner(loaded.model, cache, tile_tokens=config.chunk_tokens)
     index = PrefixIndex(
         BlockPool(cache.blocks),
         block_tokens=config.block_tokens,
-        fingerprint=loaded.fingerprint.encode(),
+        fingerprint=_root(loaded, cache.layout).encode(),
     )
     limits = Limits(
         chunk_tokens=runner.tile_tokens,
@@ -77,10 +77,26 @@ def make_service(
             "device": device.type,
             "dtype": str(dtype).removeprefix("torch."),
             "kv_bytes": cache.nbytes,
+            "kv_dtype": cache.layout.element,
+            "kv_token_bytes": cache.layout.token_bytes,
+            "mla": loaded.model.mla,
             "exact_decode": runner.exact,
             "prefix_cache": config.prefix_cache,
         },
     )
+
+
+def _root(loaded: LoadedModel, layout: KvLayout) -> str:
+    """All that a block's content depends on beside its tokens: what is below another root is not it."""
+    rope = loaded.config.rope_words()
+    return f"{loaded.fingerprint}|{rope}|{loaded.model.mla}|{layout.element}"
+
+
+def kv_element(kv_dtype: str, dtype: torch.dtype) -> Element:
+    """What `engine.kv_dtype` means beside a model of this dtype."""
+    if kv_dtype == "auto":
+        return "bfloat16" if dtype == torch.bfloat16 else "float32"
+    return "float8" if kv_dtype == "fp8" else "bfloat16"
 
 
 def _cache(
@@ -88,10 +104,9 @@ def _cache(
 ) -> KvCache:
     layout = KvLayout(
         layers=loaded.config.layers,
-        kv_heads=loaded.config.kv_heads,
-        head_dim=loaded.config.head_dim,
+        shape=loaded.model.kv_shape,
         block_tokens=config.block_tokens,
-        itemsize=dtype.itemsize,
+        element=kv_element(config.kv_dtype, dtype),
     )
     blocks = layout.blocks_in(config.kv_memory)
     if not blocks:

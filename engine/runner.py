@@ -9,7 +9,7 @@ from torch.nn import functional
 from engine.batch import Batch, BatchBuilder
 from engine.kv.cache import KvCache
 from engine.models.exact import ExactShapes, measure
-from engine.models.llama import LlamaModel
+from engine.models.network import Network
 from engine.request import NonFiniteError, Sequence
 from engine.scheduler import Schedule
 
@@ -23,19 +23,19 @@ class Runner:
     it was computed: as a prompt or as an answer, alone or in a batch, after a prefix hit or without.
     """
 
-    def __init__(self, model: LlamaModel, cache: KvCache, *, tile_tokens: int) -> None:
+    def __init__(self, model: Network, cache: KvCache, *, tile_tokens: int) -> None:
         self.model = model
         self.cache = cache
-        self.use(measure(model, tile_tokens=tile_tokens))
+        self.use(measure(model, tile_tokens=tile_tokens, element=cache.layout.element))
 
     def use(self, shapes: ExactShapes) -> None:
         """Run tiles of these shapes from now on. What was computed before may differ in last digits."""
-        config = self.model.config
         self.shapes = shapes
+        self.model.use(shapes.row_counts)
         self._builder = BatchBuilder(
             cache=self.cache,
             shapes=shapes,
-            query_heads_per_kv_head=config.heads // config.kv_heads,
+            query_heads_per_kv_head=self.model.query_heads_per_kv_head,
         )
 
     @property

@@ -20,6 +20,7 @@ import torch
 from engine import request
 from engine.kv.cache import KvCache
 from engine.kv.layout import KvLayout
+from engine.loading import kv_element
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import Runner
 from engine.scheduler import Schedule, Span
@@ -54,13 +55,11 @@ def main() -> None:
 
 
 def make_runner(loaded: LoadedModel, dtype: torch.dtype, tile: int, *, alone: bool) -> Runner:
-    config = loaded.config
     layout = KvLayout(
-        layers=config.layers,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
+        layers=loaded.config.layers,
+        shape=loaded.model.kv_shape,
         block_tokens=BLOCK_TOKENS,
-        itemsize=dtype.itemsize,
+        element=kv_element("auto", dtype),
     )
     cache = KvCache(layout, BLOCKS, device=CPU, dtype=dtype)
     runner = Runner(loaded.model, cache, tile_tokens=tile)

@@ -36,8 +36,10 @@ IMPURE = frozenset(
 )  # fmt: skip
 EMPTY_WORDS = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "shared"})
 TORCH_FREE = (
-    "engine", "engine.config", "engine.errors", "engine.kv.blocks", "engine.kv.prefix",
-    "engine.request", "engine.scheduler", "engine.text.detokenizer", "engine.weights.fetch",
+    "engine", "engine.config", "engine.errors", "engine.kv.blocks", "engine.kv.layout",
+    "engine.kv.prefix", "engine.models.config", "engine.models.rope", "engine.request",
+    "engine.scheduler", "engine.text.detokenizer", "engine.weights.config_json",
+    "engine.weights.fetch", "engine.weights.shapes",
 )  # fmt: skip
 TESTED_ELSEWHERE = {
     "gateway/__main__.py": "two lines, run by tests/gateway/test_cli.py as a process",

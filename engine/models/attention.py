@@ -52,13 +52,16 @@ def causal_mask(
     return mask.masked_fill_(hidden, float("-inf")).unsqueeze(1)
 
 
-def attend(queries: Tensor, cache: KvCache, layer: int, group: Group) -> Tensor:
-    """Attention for one group: queries (S*T, H, D) to (S*T, H*D).
+def attend(queries: Tensor, cache: KvCache, layer: int, group: Group, *, scale: float) -> Tensor:
+    """Attention for one group: queries (S*T, H, D) to (S*T, H*D').
 
     The query heads that share a KV head become rows of one call: keys are read once for all of them,
     and a decode step has more than one row to multiply.
     """
-    keys, values = cache.read(layer, group.tables, group.sequences)  # (S, K, tokens, D)
+    keys, values = cache.read(layer, group.tables, group.sequences)  # (S, K, tokens, D and D')
+    value_dim = cache.layout.shape.value_dim
+    if values.shape[-1] != keys.shape[-1]:  # the fast kernel wants them alike
+        values = functional.pad(values, (0, keys.shape[-1] - value_dim))
     count, heads, dim = queries.shape
     sequences, kv_heads = keys.shape[0], keys.shape[1]
     tokens, shared = count // sequences, heads // kv_heads
@@ -67,8 +70,9 @@ def attend(queries: Tensor, cache: KvCache, layer: int, group: Group) -> Tensor:
     missing = group.mask.shape[2] - shared * tokens
     if missing:
         grouped = functional.pad(grouped, (0, 0, 0, missing))
-    out = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=group.mask)
-    if missing:
-        out = out[:, :, : shared * tokens]
-    out = out.view(sequences, kv_heads, shared, tokens, dim).permute(0, 3, 1, 2, 4)
-    return out.reshape(count, heads * dim)
+    out = functional.scaled_dot_product_attention(
+        grouped, keys, values, attn_mask=group.mask, scale=scale
+    )
+    out = out[:, :, : shared * tokens, :value_dim]
+    out = out.view(sequences, kv_heads, shared, tokens, value_dim).permute(0, 3, 1, 2, 4)
+    return out.reshape(count, heads * value_dim)

@@ -6,7 +6,8 @@ different chunking would change answers. So the runner pads every tile to a row 
 counts whose rows were found equal bit for bit. Where all counts agree, small steps are cheap; where none
 does, the class is a single count, and equality holds by construction.
 
-The probe runs the real weights of one layer and the head: kernels are chosen by shape, not by value, and
+The probe runs the real weights of the first and the last layer and the head (a model has at most two
+kinds of layers, and with experts the last has them): kernels are chosen by shape, not by value, and
 a different order of summing shows in nearly every row.
 """
 
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor
 
 from engine.kv.cache import KvCache
-from engine.kv.layout import KvLayout
+from engine.kv.layout import Element, KvLayout
 from engine.models.attention import KEY_TILE_TOKENS, Group, attend, causal_mask
-from engine.models.layers import rms_norm, rotate
-from engine.models.llama import LlamaModel
+from engine.models.layers import rms_norm
+from engine.models.network import Network
 
 _SMALLEST_ROWS = 8
 _QUERY_ROWS = (4, 8, 16, 32, 64)
@@ -51,11 +52,14 @@ class ExactShapes:
 
 
 @torch.inference_mode()
-def measure(model: LlamaModel, *, tile_tokens: int) -> ExactShapes:
-    """Find the shapes for tiles of at most `tile_tokens` rows. Takes some tenths of a second."""
+def measure(model: Network, *, tile_tokens: int, element: Element) -> ExactShapes:
+    """Find the shapes for tiles of at most `tile_tokens` rows over a cache of such elements.
+
+    Takes some tenths of a second.
+    """
     row_counts = _best(_classes(model, _candidates(tile_tokens)))
     for query_rows in _QUERY_ROWS:
-        if _attention_agrees(model, query_rows):
+        if _attention_agrees(model, query_rows, element):
             return ExactShapes(row_counts, query_rows, attention=True)
     return ExactShapes(row_counts, _QUERY_ROWS[2], attention=False)
 
@@ -83,7 +87,7 @@ def _best(classes: list[tuple[int, ...]]) -> tuple[int, ...]:
     return min(classes, key=cost)
 
 
-def _classes(model: LlamaModel, counts: list[int]) -> list[tuple[int, ...]]:
+def _classes(model: Network, counts: list[int]) -> list[tuple[int, ...]]:
     """Row counts grouped by equal bits."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab, (counts[-1],), generator=generator)
@@ -105,54 +109,53 @@ def _classes(model: LlamaModel, counts: list[int]) -> list[tuple[int, ...]]:
     return [tuple(members) for members in classes]
 
 
-def _rowwise(model: LlamaModel, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """All of a network that sees a row alone: a layer without its attention, and the head."""
-    config, layer = model.config, model.layers[0]
-    count = rows.shape[0]
-    qkv = layer.qkv(rms_norm(rows, layer.attention_norm, config.rms_eps))
-    heads = qkv.view(count, -1, config.head_dim)
-    positions = torch.full((count,), min(7, config.context_tokens - 1), device=rows.device)
-    cos, sin = model.rotary.cos[positions], model.rotary.sin[positions]
-    mixed = rotate(heads[:, : config.heads], cos, sin).reshape(count, -1)
-    rows = rows + layer.out(mixed)
-    rows = rows + model.mlp(layer, rows)
-    seen = torch.cat((qkv, rows), dim=-1)
-    return seen, model.logits(rows)
+def _rowwise(model: Network, rows: Tensor) -> tuple[Tensor, ...]:
+    """All of a network that sees a row alone: layers without their attention, and the head."""
+    config = model.config
+    positions = torch.full((len(rows),), min(7, config.context_tokens - 1), device=rows.device)
+    turn = model.rotary.at(positions)
+    seen = [model.logits(rows)]
+    for layer in {id(layer): layer for layer in (model.layers[0], model.layers[-1])}.values():
+        seen.append(
+            layer.attention.rowwise(rms_norm(rows, layer.attention_norm, config.rms_eps), turn)
+        )
+        seen.append(layer.mlp.rowwise(rms_norm(rows, layer.mlp_norm, config.rms_eps)))
+    return tuple(seen)
 
 
-def _same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], *, first: bool) -> bool:
+def _same(one: tuple[Tensor, ...], other: tuple[Tensor, ...], *, first: bool) -> bool:
     """Are the rows that both results have equal: their first ones, or their last ones?"""
     count = min(one[0].shape[0], other[0].shape[0])
     part = slice(0, count) if first else slice(-count, None)
     return all(torch.equal(a[part], b[part]) for a, b in zip(one, other, strict=True))
 
 
-def _attention_agrees(model: LlamaModel, query_rows: int) -> bool:
+def _attention_agrees(model: Network, query_rows: int, element: Element) -> bool:
     """Has a row the same bits in pieces of all lengths?"""
-    config = model.config
     tile = KEY_TILE_TOKENS
-    layout = KvLayout(
-        layers=1,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        block_tokens=tile,
-        itemsize=model.dtype.itemsize,
-    )
+    layout = KvLayout(layers=1, shape=model.kv_shape, block_tokens=tile, element=element)
     blocks = max(_PROBE_KEYS) // tile
     cache = KvCache(layout, blocks, device=model.device, dtype=model.dtype)
     generator = torch.Generator().manual_seed(1)
-    cache.data.copy_(torch.randn(cache.data.shape, generator=generator))
-    queries = torch.randn(tile, config.heads, config.head_dim, generator=generator)
+    kept = torch.randn(blocks * tile, layout.shape.elements, generator=generator)
+    cache.write(
+        0, torch.arange(blocks * tile, device=model.device), kept.to(cache.device, cache.dtype)
+    )
+    queries = torch.randn(tile, model.config.heads, layout.shape.key_dim, generator=generator)
     queries = queries.to(model.device, model.dtype)
-    groups = config.heads // config.kv_heads
 
     def attended(start: int, stop: int, keys: int) -> Tensor:
         positions = torch.arange(keys - tile + start, keys - tile + stop, device=model.device)
         mask = causal_mask(
-            positions.unsqueeze(0), keys, groups=groups, query_rows=query_rows, dtype=model.dtype
+            positions.unsqueeze(0),
+            keys,
+            groups=model.query_heads_per_kv_head,
+            query_rows=query_rows,
+            dtype=model.dtype,
         )
         table = torch.arange(keys // tile, device=model.device)
-        return attend(queries[start:stop], cache, 0, Group(start, stop, 1, table, mask))
+        group = Group(start, stop, 1, table, mask)
+        return attend(queries[start:stop], cache, 0, group, scale=model.config.softmax_scale)
 
     for keys in _PROBE_KEYS:
         whole = attended(0, tile, keys)

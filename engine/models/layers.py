@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,23 +19,36 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 class Rotary:
     """Rotary positions (Su et al., 2021), pairs half a head apart as in Hugging Face's layout.
 
-    `cos` and `sin` hold one row a position: (context, 1, D). The first half of `sin` is negative, so
+    `cos` and `sin` hold one row a position: (context, 1, D); D is the rotated part of a head. The first half of `sin` is negative, so
     that a rotation is two products, one swap of halves and one sum.
     """
 
     def __init__(self, config: ModelConfig, *, device: torch.device, dtype: torch.dtype) -> None:
-        pairs = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float()
-        frequency = 1.0 / (config.rope_theta ** (pairs / config.head_dim))  # (D/2,)
+        dim = config.rotary_dim
+        pairs = torch.arange(0, dim, 2, dtype=torch.int64).float()
+        frequency = 1.0 / (config.rope_theta ** (pairs / dim))  # (D/2,)
         if config.rope_factors is not None:
             frequency = frequency / torch.tensor(config.rope_factors)
         positions = torch.arange(config.context_tokens, dtype=torch.int64).float()
         angle = torch.outer(positions, frequency)  # (context, D/2)
-        cos, sin = angle.cos(), angle.sin()
+        cos, sin = angle.cos() * config.rope_scale, angle.sin() * config.rope_scale
         self.cos = torch.cat((cos, cos), dim=-1).unsqueeze(1).to(device, dtype)
         self.sin = torch.cat((-sin, sin), dim=-1).unsqueeze(1).to(device, dtype)
 
+    def at(self, positions: Tensor) -> Turn:
+        """The rotations of rows at positions (M,)."""
+        return Turn(self.cos[positions], self.sin[positions])
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each head of each row: x (T, heads, D), cos and sin (T, 1, D)."""
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How each row of a tile is rotated: cos and sin (M, 1, D)."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotate(x: Tensor, turn: Turn) -> Tensor:
+    """Rotate each head of each row: x (M, heads, D)."""
     swapped = x.roll(x.shape[-1] // 2, dims=-1)
-    return torch.addcmul(x * cos, swapped, sin)
+    return torch.addcmul(x * turn.cos, swapped, turn.sin)

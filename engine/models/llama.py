@@ -1,103 +1,57 @@
-"""The Llama family: every operation of the network, on one screen.
-
-Nothing here knows a sequence: a tile is rows with positions, slots and attention groups. All linear
-layers of a tile see the same number of rows, real ones first, padding after them.
-"""
+"""Attention of the Llama family: query heads in groups that share a key and a value head."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from engine.kv.cache import KvCache
-from engine.models.attention import Group, attend
+from engine.models.attention import attend
 from engine.models.config import ModelConfig
-from engine.models.layers import Rotary, rms_norm, rotate
+from engine.models.layers import Turn, rms_norm, rotate
+from engine.models.network import Tile
 from engine.weights.linear import Linear
 
 
-@dataclass(frozen=True, slots=True)
-class LlamaLayer:
-    """One block's weights. qkv holds queries, keys, values one under the other; gate_up likewise."""
-
-    attention_norm: Tensor  # (hidden,)
-    qkv: Linear  # hidden -> (H + 2K) * D
-    out: Linear  # H * D -> hidden
-    mlp_norm: Tensor  # (hidden,)
-    gate_up: Linear  # hidden -> 2 * intermediate
-    down: Linear  # intermediate -> hidden
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Rows that run through the network together, padded to a fixed count.
-
-    tokens, positions (M,) for all rows; slots (T,) and groups for the first T, which are real
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    slots: Tensor
-    groups: tuple[Group, ...]
-
-
-class LlamaModel:
-    """Weights and the forward pass. Everything runs under `torch.inference_mode`."""
+class GroupedAttention:
+    """qkv holds queries, keys and values one under the other; the norms (D,) are Qwen3's."""
 
     def __init__(
         self,
         config: ModelConfig,
         *,
-        embedding: Tensor,
-        layers: Sequence[LlamaLayer],
-        final_norm: Tensor,
-        head: Linear,
+        qkv: Linear,  # hidden -> (H + 2K) * D
+        out: Linear,  # H * D -> hidden
+        query_norm: Tensor | None = None,
+        key_norm: Tensor | None = None,
     ) -> None:
         self.config = config
-        self.embedding = embedding  # (V, hidden)
-        self.layers = tuple(layers)
-        self.final_norm = final_norm
-        self.head = head
-        self.rotary = Rotary(config, device=embedding.device, dtype=embedding.dtype)
+        self.qkv = qkv
+        self.out = out
+        self.query_norm = query_norm
+        self.key_norm = key_norm
 
-    @property
-    def device(self) -> torch.device:
-        return self.embedding.device
+    def __call__(self, x: Tensor, turn: Turn, tile: Tile, cache: KvCache, layer: int) -> Tensor:
+        heads, scale = self.config.heads, self.config.softmax_scale
+        qkv = self._turned(x, turn)
+        mixed = x.new_zeros(x.shape[0], heads * self.config.head_dim)
+        cache.write(layer, tile.slots, qkv[: tile.rows, heads:].flatten(1))
+        for group in tile.groups:
+            queries = qkv[group.start : group.stop, :heads]
+            mixed[group.start : group.stop] = attend(queries, cache, layer, group, scale=scale)
+        return self.out(mixed)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.embedding.dtype
-
-    def forward(self, tile: Tile, cache: KvCache) -> Tensor:
-        """Write the tile's keys and values into the pool and return its hidden rows (M, hidden)."""
+    def _turned(self, x: Tensor, turn: Turn) -> Tensor:
+        """Queries, keys and values (M, H + 2K, D) with their positions in them."""
         config = self.config
-        rows = tile.slots.shape[0]
-        heads = config.heads + config.kv_heads  # those that are rotated
-        x = functional.embedding(tile.tokens, self.embedding)  # (M, hidden)
-        cos = self.rotary.cos[tile.positions]  # (M, 1, D)
-        sin = self.rotary.sin[tile.positions]
-        mixed = x.new_zeros(x.shape[0], config.heads * config.head_dim)
-        for number, layer in enumerate(self.layers):
-            qkv = layer.qkv(rms_norm(x, layer.attention_norm, config.rms_eps))
-            qkv = qkv.view(x.shape[0], heads + config.kv_heads, config.head_dim)
-            qkv[:, :heads] = rotate(qkv[:, :heads], cos, sin)
-            cache.write(number, tile.slots, qkv[:rows, config.heads :])
-            for group in tile.groups:
-                queries = qkv[group.start : group.stop, : config.heads]
-                mixed[group.start : group.stop] = attend(queries, cache, number, group)
-            x = x + layer.out(mixed)
-            x = x + self.mlp(layer, x)
-        return x
+        heads, turned = config.heads, config.heads + config.kv_heads
+        qkv = self.qkv(x).view(x.shape[0], turned + config.kv_heads, config.head_dim)
+        if self.query_norm is not None and self.key_norm is not None:
+            qkv[:, :heads] = rms_norm(qkv[:, :heads], self.query_norm, config.rms_eps)
+            qkv[:, heads:turned] = rms_norm(qkv[:, heads:turned], self.key_norm, config.rms_eps)
+        qkv[:, :turned] = rotate(qkv[:, :turned], turn)
+        return qkv
 
-    def mlp(self, layer: LlamaLayer, x: Tensor) -> Tensor:
-        """SwiGLU (Shazeer, 2020) of the normed rows."""
-        gate, up = layer.gate_up(rms_norm(x, layer.mlp_norm, self.config.rms_eps)).chunk(2, dim=-1)
-        return layer.down(functional.silu(gate).mul_(up))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(T, hidden) to fp32 (T, V)."""
-        return self.head(rms_norm(hidden, self.final_norm, self.config.rms_eps)).float()
+    def rowwise(self, x: Tensor, turn: Turn) -> Tensor:
+        """Everything but the attention itself: the queries stand in for what it would give."""
+        qkv = self._turned(x, turn)
+        return self.out(qkv[:, : self.config.heads].flatten(1))

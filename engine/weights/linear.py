@@ -10,17 +10,18 @@ _PACK_ROWS = 32  # the row count oneDNN chooses its weight layout for; others wo
 
 
 class Linear:
-    """y = x @ weight.T without bias; weight (outputs, inputs) is taken over.
+    """y = x @ weight.T + bias; weight (outputs, inputs) and bias (outputs,) are taken over.
 
     On a CPU the weights are reordered once for oneDNN (as torch.compile's freezing does it), which
     would otherwise happen in every call: about 1.5x at 8 to 64 rows. The plain layout serves where the
     reordered one is not there: another device, a torch without oneDNN.
     """
 
-    __slots__ = ("_packed", "_plain", "inputs", "outputs")
+    __slots__ = ("_bias", "_packed", "_plain", "inputs", "outputs")
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.outputs, self.inputs = weight.shape
+        self._bias = bias
         self._plain: Tensor | None = weight
         self._packed: Tensor | None = None
         if _can_pack(weight):
@@ -31,11 +32,11 @@ class Linear:
         """(T, inputs) to (T, outputs)."""
         if self._packed is not None:
             packed: Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001 -- same
-                x, self._packed, None, "none", [], ""
+                x, self._packed, self._bias, "none", [], ""
             )
             return packed
         assert self._plain is not None
-        return functional.linear(x, self._plain)
+        return functional.linear(x, self._plain, self._bias)
 
 
 def _can_pack(weight: Tensor) -> bool:

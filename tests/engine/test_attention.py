@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from engine.kv.cache import KvCache
-from engine.kv.layout import KvLayout
 from engine.models.attention import Group, attend, causal_mask
+from tests.kit.kv import layout_of
 from tests.kit.stage import CPU
 
 HEADS, KV_HEADS, DIM, BLOCK = 6, 2, 8, 32
@@ -24,16 +24,18 @@ def plain(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> to
 @pytest.mark.parametrize("query_rows", [1, 4, 16])
 def test_each_row_attends_to_its_own_past_in_its_own_blocks(query_rows: int) -> None:
     dice = torch.Generator().manual_seed(0)
-    layout = KvLayout(layers=1, kv_heads=KV_HEADS, head_dim=DIM, block_tokens=BLOCK, itemsize=4)
+    layout = layout_of(layers=1, heads=KV_HEADS, dim=DIM, block_tokens=BLOCK)
     cache = KvCache(layout, 8, device=CPU, dtype=torch.float32)
     cache.data.copy_(torch.randn(cache.data.shape, generator=dice))
     tables = torch.tensor([[5, 1, 7, 0], [2, 6, 2, 2]])
     positions = torch.tensor([[97, 98, 99], [40, 41, 42]])
     queries = torch.randn(6, HEADS, DIM, generator=dice)
     mask = causal_mask(positions, 128, groups=3, query_rows=query_rows, dtype=torch.float32)
-    out = attend(queries, cache, 0, Group(0, 6, 2, tables.flatten(), mask))
+    group = Group(0, 6, 2, tables.flatten(), mask)
+    out = attend(queries, cache, 0, group, scale=DIM**-0.5)
     for row, position in enumerate(positions.flatten().tolist()):
         kept = cache.data[0, tables[row // 3]].flatten(0, 1)[: position + 1]
+        kept = kept.view(-1, 2, KV_HEADS, DIM)
         expected = plain(queries[row], kept[:, 0], kept[:, 1])
         torch.testing.assert_close(out[row], expected)
 

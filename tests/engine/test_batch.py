@@ -8,14 +8,14 @@ import torch
 from engine import request
 from engine.batch import Batch, BatchBuilder
 from engine.kv.cache import KvCache
-from engine.kv.layout import KvLayout
 from engine.models.exact import ExactShapes
 from engine.scheduler import Schedule, Span
+from tests.kit.kv import layout_of
 from tests.kit.stage import CPU, sequence
 
 
 def builder(*, block_tokens: int = 32, counts: tuple[int, ...] = (8, 32, 128)) -> BatchBuilder:
-    layout = KvLayout(layers=1, kv_heads=1, head_dim=2, block_tokens=block_tokens, itemsize=4)
+    layout = layout_of(layers=1, heads=1, dim=2, block_tokens=block_tokens)
     cache = KvCache(layout, 64, device=CPU, dtype=torch.float32)
     shapes = ExactShapes(counts, query_rows=4, attention=True)
     return BatchBuilder(cache=cache, shapes=shapes, query_heads_per_kv_head=3)

@@ -87,7 +87,7 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
         ({"llama.attention.head_count": 8}, r"tensor '.*k_proj.weight' has shape \(32, 64\)"),
         ({"llama.rope.dimension_count": 8}, "8 of 16 rotary dimensions"),
         ({"llama.block_count": 3}, r"'model\.layers\.2\..*' is missing"),
-        ({"llama.block_count": 1}, r"'model\.layers\.1\..*' is not part of a Llama"),
+        ({"llama.block_count": 1}, r"'model\.layers\.1\..*' is not part of a llama model"),
         ({"llama.block_count": 0}, "layers is 0"),
     ],
 )

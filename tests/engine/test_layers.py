@@ -26,7 +26,7 @@ CONFIG = ModelConfig(
 
 def rotated(x: torch.Tensor, positions: list[int], config: ModelConfig = CONFIG) -> torch.Tensor:
     rotary = Rotary(config, device=CPU, dtype=torch.float32)
-    return rotate(x, rotary.cos[positions], rotary.sin[positions])
+    return rotate(x, rotary.at(torch.tensor(positions)))
 
 
 def test_a_normed_row_has_mean_square_one_times_its_weights() -> None:

@@ -34,7 +34,7 @@ def test_spans_without_sample_give_no_logits_but_write_their_keys(stage: Stage) 
     stage.cache.data.zero_()
     logits = stage.runner.forward(Schedule((Span(one, 0, 70, sample=False),)))
     assert logits.shape == (0, stage.loaded.config.vocab)
-    assert stage.kept(one, 70).abs().amax(dim=(0, 2, 3, 4)).min() > 0
+    assert stage.kept(one, 70).abs().amax(dim=(0, 2)).min() > 0
 
 
 def test_adjoining_spans_of_one_token_are_computed_as_one_piece(stage: Stage) -> None:

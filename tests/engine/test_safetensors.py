@@ -32,13 +32,14 @@ def folder(tmp_path: Path) -> Path:
     ("changes", "message"),
     [
         ({"model_type": "gemma3"}, "model_type 'gemma3' is not known here"),
-        ({"attention_bias": True}, "attention_bias True is not known here"),
+        ({"attention_bias": True}, r"tensor '.*_proj.bias' is missing"),
+        ({"mlp_bias": True}, "mlp_bias True is not known here"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not known here"),
         ({"num_hidden_layers": None}, "config.json: TypeError"),
         ({"num_attention_heads": 0}, "config.json: heads is 0"),
         ({"head_dim": 15}, "head dimension 15 is odd"),
         ({"hidden_size": 128, "head_dim": 16}, r"tensor '.*' has shape"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope scaling 'yarn' is not known here"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope scaling 'longrope' is not known"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "config.json: KeyError 'factor'"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from engine import request
 from engine.kv.cache import KvCache
 from engine.kv.layout import KvLayout
+from engine.loading import kv_element
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import Runner
 from engine.scheduler import Schedule, Span
@@ -47,8 +48,8 @@ class Stage:
         return logits
 
     def kept(self, one: request.Sequence, tokens: int) -> torch.Tensor:
-        """The keys and values of the first tokens of a sequence (L, tokens, 2, K, D), copied."""
-        found = self.cache.data[:, one.blocks]  # (L, blocks, P, 2, K, D)
+        """The keys and values of the first tokens of a sequence (L, tokens, W), copied."""
+        found = self.cache.data[:, one.blocks]  # (L, blocks, P, W)
         return found.flatten(1, 2)[:, :tokens].clone()
 
 
@@ -59,14 +60,15 @@ def make_stage(
     blocks: int = 64,
     block_tokens: int = 32,
     tile_tokens: int = 128,
+    mla: str = "auto",
+    kv_dtype: str = "auto",
 ) -> Stage:
-    loaded = load(path, device=CPU, dtype=dtype)
+    loaded = load(path, device=CPU, dtype=dtype, mla=mla)
     layout = KvLayout(
         layers=loaded.config.layers,
-        kv_heads=loaded.config.kv_heads,
-        head_dim=loaded.config.head_dim,
+        shape=loaded.model.kv_shape,
         block_tokens=block_tokens,
-        itemsize=dtype.itemsize,
+        element=kv_element(kv_dtype, dtype),
     )
     cache = KvCache(layout, blocks, device=CPU, dtype=dtype)
     return Stage(loaded, Runner(loaded.model, cache, tile_tokens=tile_tokens))
