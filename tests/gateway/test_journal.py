@@ -10,10 +10,11 @@ import pytest
 
 from gateway import journal as module
 from gateway import tally
+from gateway.analytics import Conversations
 from gateway.journal import Journal, Price
 from gateway.request_log import RequestLog, Visit
-from gateway.tally import MAX_NAME
-from policies.outcome import Outcome
+from gateway.tally import MAX_NAME, Purpose
+from policies.outcome import Completed, Outcome, Usage
 from policies.plan import Plan
 from tests.kit.entries import asked
 
@@ -33,11 +34,16 @@ MISS = Outcome(key="k", tier="warm", miss_reason="cold", prompt_tokens=9, backen
 class Book:
     """A journal and what it has written."""
 
-    def __init__(self, prices: dict[str, Price] | None = None) -> None:
+    def __init__(
+        self,
+        prices: dict[str, Price] | None = None,
+        conversations: Conversations | None = None,
+    ) -> None:
         self.stream = io.StringIO()
         self.journal = Journal(
             PRICES if prices is None else prices,
             RequestLog("info", "json", self.stream),
+            conversations,
         )
 
     def note(self, outcome: Outcome, plan: Plan | None = None, **more: Any) -> None:
@@ -106,6 +112,7 @@ async def test_calls_settle_by_themselves(monkeypatch: pytest.MonkeyPatch) -> No
         (HIT, "cheap", 0.09 + 0.1),
         (replace(MISS, level="prefix", hit_tokens=1_000_000), "m", 0.9),
         (replace(MISS, collapsed=True, prompt_tokens=1_000_000), "m", 1.0),
+        (replace(MISS, collapsed=True, prompt_tokens=1_000_000, hit_tokens=400_000), "m", 0.64),
         (MISS, "m", 0.0),
         (replace(HIT, level="negative", prompt_tokens=0, completion_tokens=0), "m", 0.0),
     ],
@@ -117,6 +124,30 @@ async def test_money_saved_is_what_the_original_would_have_cost(
     book.note(outcome, asked(model=model)[1])
     book.journal.settle()
     assert book.journal.statistics.total.as_dict()["money_saved"] == pytest.approx(money)
+
+
+async def test_what_nobody_waited_for_is_summed_by_purpose_at_its_price() -> None:
+    book, plan = Book(), asked(kv_cache={"preload": True, "tier": "hot"})[1]
+    ending = Completed(Usage(1_000_000, 100_000, 400_000), 2.5)
+    book.journal.spent("warming", plan, ending)
+    book.journal.spent("revalidation", asked(model="cheap")[1], ending)
+    spent = dict(book.journal.statistics.purposes())
+    warming = spent[Purpose("warming", "hot", "m", "default")]
+    assert (warming.calls, warming.seconds, warming.tokens) == (1, 2.5, 700_000)
+    assert warming.money == pytest.approx(0.6 + 0.04 + 1.0)
+    assert spent[Purpose("revalidation", "warm", "cheap", "default")].money == pytest.approx(0.164)
+    unpriced = Book(prices={})
+    unpriced.journal.spent("warming", plan, ending)
+    assert [one.money for _, one in unpriced.journal.statistics.purposes()] == [0.0]
+
+
+async def test_settled_calls_reach_the_conversations() -> None:
+    conversations = Conversations(lambda: 1000.0)
+    book = Book(conversations=conversations)
+    book.note(MISS, asked(kv_cache={"enabled": True, "cache_key": "c"})[1])
+    assert conversations.of("default") == []
+    book.journal.settle()
+    assert [one.name for one in conversations.of("default")] == ["c"]
 
 
 async def test_without_prices_no_money_is_saved() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from gateway import tally as module
-from gateway.tally import MAX_NAME, Group, Statistics
-from policies.outcome import Outcome
+from gateway.tally import MAX_NAME, Group, Purpose, Statistics
+from policies.outcome import Completed, Outcome, Usage
 
 HIT = Outcome(key="k", tier="hot", level="response", hit=True, tokens_saved=7, stale=True)
 MISS = Outcome(key="k", tier="hot", miss_tokens=5, completion_tokens=3, collapsed=True)
@@ -26,6 +26,8 @@ def counted(*, hits: int, misses: int) -> Statistics:
         tally.add(MISS, seconds=3.0, seconds_saved=0.0, money=0.0)
     statistics.refused("chat", 404)
     statistics.store_failures += 1
+    ending = Completed(Usage(10, 4, 3), 1.5)
+    statistics.spent(Purpose("warming", "hot", "m", "t")).add(ending, money=0.25)
     return statistics
 
 
@@ -47,6 +49,7 @@ def test_what_several_processes_counted_is_added_up() -> None:
         whole.merge(Statistics.of(json.loads(json.dumps(part.as_dict()))))
     apart, together = counted(hits=5, misses=2).as_dict(), whole.as_dict()
     assert together["groups"] == apart["groups"]
+    assert together["spent"] == [["warming", "hot", "m", "t", [2, 6, 14, 8, 3.0, 0.5]]]
     assert (whole.errors, whole.store_errors) == (2, 2)
 
 
@@ -58,6 +61,33 @@ def test_what_is_no_statistics_is_refused(data: dict[str, object]) -> None:
         Statistics.of(data)
 
 
+def test_a_tenant_is_told_of_itself_alone() -> None:
+    statistics = counted(hits=3, misses=2)
+    statistics.group(group(tenant="u")).add(HIT, seconds=0.1, seconds_saved=9.0, money=9.0)
+    statistics.spent(Purpose("revalidation", "hot", "m", "u")).add(
+        Completed(Usage(), 9.0), money=9.0
+    )
+    own = statistics.of_tenant("t")
+    assert own.as_dict() == counted(hits=3, misses=2).as_dict() | {
+        "store_failures": 0,
+        "refused": [],
+    }
+    assert own.total.requests == 5
+    assert statistics.of_tenant("nobody").total.requests == 0
+
+
+def test_who_reads_along_is_summed_apart_too() -> None:
+    tally = counted(hits=1, misses=0).group(group(level="none"))
+    waited = Outcome(key="k", tier="hot", tokens_saved=9, collapsed=True)
+    for _ in range(2):
+        tally.add(waited, seconds=0.1, seconds_saved=0.0, money=0.5)
+    tally.add(
+        Outcome(key="k", tier="hot", tokens_saved=1), seconds=0.1, seconds_saved=0.0, money=1.0
+    )
+    assert (tally.collapsed, tally.collapsed_tokens, tally.collapsed_money) == (2, 18, 1.0)
+    assert (tally.tokens_saved, tally.money_saved) == (19, 2.0)
+
+
 def test_names_are_bounded_in_number_and_in_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_LABELS", 2)
     statistics = Statistics()
@@ -66,6 +96,8 @@ def test_names_are_bounded_in_number_and_in_length(monkeypatch: pytest.MonkeyPat
     assert {name: one.requests for name, one in statistics.by("model").items()} == {
         "a": 1, "b": 1, "other": 3,
     }  # fmt: skip
+    statistics.spent(Purpose("warming", "hot", "e", "t")).calls += 1
+    assert [purpose.model for purpose, _ in statistics.purposes()] == ["other"]
     monkeypatch.setattr(module, "MAX_LABELS", 3)
     statistics.group(group(model="y" * 1000)).requests += 1
     assert max(map(len, statistics.by("model"))) == MAX_NAME
