@@ -46,6 +46,11 @@ def cache_status(plan: Plan, outcome: Outcome) -> str:
     """One member of RFC 9211's list: this cache."""
     parts = [CACHE_NAME]
     match outcome.level:
+        case "response" if outcome.forwarded is not None:
+            parts.append(f"fwd={outcome.forwarded}")
+            if outcome.stored:
+                parts.append("stored")
+            parts.append("detail=response")
         case "response" | "semantic" | "negative":
             parts.append("hit")
             if outcome.ttl_left_s is not None:

@@ -132,6 +132,8 @@ class Journal:
         price = self._prices.get(model) or self._prices.get("default")
         if price is None:
             return 0.0
+        if outcome.forwarded == "partial":
+            return outcome.tokens_saved * price.miss_per_mtok / 1e6
         if outcome.collapsed:
             # Computed at the same time it would have found the same prefix.
             return price.of(

@@ -4,6 +4,7 @@ The pipeline says what happened; here it becomes the record that headers, log an
 of, and what is remembered about a new entry.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from gateway.backends.base import Computes
@@ -50,6 +51,41 @@ def with_usage(outcome: Outcome, usage: Usage) -> Outcome:
         hit_tokens=usage.hit_tokens,
         miss_tokens=usage.miss_tokens,
     )
+
+
+def of_several(plan: Plan, outcomes: Sequence[tuple[Outcome, int]]) -> Outcome:
+    """One outcome for inputs that were answered each on its own, and how often each was asked for.
+
+    A hit as soon as one input came from the store. An input that stands twice and is computed once
+    saves its tokens once.
+    """
+    kept = [outcome for outcome, _ in outcomes if outcome.forwarded is None]
+    asked = [outcome for outcome, _ in outcomes if outcome.forwarded is not None]
+    first = (asked or kept)[0]
+    reused = sum(outcome.hit_tokens for outcome in asked)
+    left_s = [outcome.ttl_left_s for outcome, _ in outcomes if outcome.ttl_left_s is not None]
+    return replace(
+        first,
+        level="response" if kept else "prefix" if reused else "none",
+        hit=bool(kept or reused),
+        collapsed=bool(asked) and not kept and all(outcome.collapsed for outcome in asked),
+        stale=any(outcome.stale for outcome in kept),
+        forwarded="partial" if asked and kept else first.forwarded,
+        key=plan.public_key,
+        age_s=max((outcome.age_s or 0.0 for outcome in kept), default=None),
+        ttl_left_s=min(left_s, default=None),
+        tokens_saved=sum(_saved(outcome, times) for outcome, times in outcomes),
+        prompt_tokens=sum(outcome.prompt_tokens * times for outcome, times in outcomes),
+        hit_tokens=reused,
+        miss_tokens=sum(outcome.miss_tokens for outcome in asked if not outcome.collapsed),
+        store_error=any(outcome.store_error for outcome in asked),
+        detail=next((outcome.detail for outcome in asked if outcome.detail), None),
+        debug=debug_line(plan) if plan.debug else None,
+    )
+
+
+def _saved(outcome: Outcome, times: int) -> int:
+    return outcome.tokens_saved + outcome.prompt_tokens * (times - 1)
 
 
 def from_store(entry: Entry, plan: Plan, verdict: Fresh | Stale) -> Outcome:

@@ -100,7 +100,7 @@ def canonical(call: Call, *, context_aware: bool = True) -> bytes:
         if value is not None and name not in NOT_IN_THE_ANSWER
     }
     form: list[object] = [call.endpoint, body]
-    if not context_aware:
+    if not context_aware and call.endpoint != "embeddings":  # an input stands in no context
         if call.endpoint == "chat":
             body["messages"] = _last_question(body["messages"])
         form.append("last question")

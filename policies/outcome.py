@@ -12,7 +12,7 @@ Level = Literal["response", "semantic", "prefix", "negative", "none"]
 Errand = Literal["warming", "revalidation"]
 """What is computed though no user waits for it."""
 # Why a request went on to a backend, in the words of RFC 9211 section 2.2.
-Forwarded = Literal["uri-miss", "stale", "bypass", "request"]
+Forwarded = Literal["uri-miss", "stale", "bypass", "request", "partial"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,8 @@ class Outcome:
     last chunk from a second one. ``hit`` says that the response level answered, or that the
     backend reused at least one KV block. ``age_s`` and ``ttl_left_s`` are set when a stored
     answer was served; on a miss ``ttl_left_s`` is what the new entry gets at most, None when none is
-    kept. ``forwarded`` is None when no backend was asked. ``key`` is the public key.
+    kept. ``forwarded`` is None when no backend was asked, and ``partial``
+    when one was asked for some of several inputs. ``key`` is the public key.
     ``detail`` is a word for Cache-Status when something went wrong on our side of the cache.
     """
 

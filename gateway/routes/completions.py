@@ -22,9 +22,10 @@ from gateway.errors import BackendFault, GatewayError, from_failed
 from gateway.flights import FlightCancelled
 from gateway.journal import Journal
 from gateway.outcomes import with_usage
-from gateway.pipeline import Flown, Kept, Pipeline
+from gateway.pipeline import Answer, Flown, Kept, Pipeline
 from gateway.request_log import Visit
 from gateway.router import Router
+from gateway.routes.embeddings import put_together
 from gateway.routes.rendered import Rendered, head_lines, plain, takes_rendered
 from gateway.routes.shape import (
     Handler,
@@ -36,8 +37,10 @@ from gateway.routes.shape import (
     request_id_of,
 )
 from gateway.store.base import Entry
+from gateway.together import Gathered, Together
 from policies.call import Call, Endpoint, parse_call
 from policies.directive import parse_directive
+from policies.embeddings import is_list
 from policies.keys import Principal
 from policies.outcome import Abandoned, Completed, Elsewhere, Failed, Outcome
 from policies.plan import Plan, decide
@@ -85,6 +88,7 @@ class Completions:
         authenticator: Authenticator,
         router: Router,
         pipeline: Pipeline,
+        together: Together,
         journal: Journal,
         rules: Rules,
         now: Callable[[], float],
@@ -93,6 +97,7 @@ class Completions:
         self._authenticator = authenticator
         self._router = router
         self._pipeline = pipeline
+        self._together = together
         self._journal = journal
         self._rules = rules
         self._now = now
@@ -123,7 +128,7 @@ class Completions:
                 known = None
             asked = known or self._understand(raw, said)
             visit.call, visit.plan, visit.stream = asked.call, asked.plan, asked.call.stream
-            answer = await self._pipeline.answer(asked.call, asked.plan, asked.backend)
+            answer = await self._answer(asked)
             response: web.StreamResponse
             match answer:
                 case Kept():
@@ -136,6 +141,9 @@ class Completions:
                             response = await self._stream(request, asked, answer, visit)
                         else:
                             response = await self._plain(asked, answer, visit)
+                case Gathered():
+                    with answer:
+                        response = await self._list(answer, visit)
                 case _:
                     assert_never(answer)
         except (asyncio.CancelledError, ConnectionError):
@@ -167,6 +175,12 @@ class Completions:
         plan = decide(call, directive, principal, self._rules, model=target.model)
         size_bytes = len(raw) + sum(len(name) + len(value) for name, value in spoken)
         return Asked(call, plan, target.backend, size_bytes, said)
+
+    async def _answer(self, asked: Asked) -> Answer | Gathered:
+        call, plan = asked.call, asked.plan
+        if plan.enabled and not call.stream and is_list(call):
+            return await self._together.answer(call, plan, asked.backend)
+        return await self._pipeline.answer(call, plan, asked.backend)
 
     def _from_store(
         self, request: web.Request, asked: Asked, kept: Kept, visit: Visit
@@ -241,6 +255,13 @@ class Completions:
             headers={**flown.opening.headers, **self._head(asked.plan, outcome, visit)},
             content_type="application/json",
         )
+
+    async def _list(self, gathered: Gathered, visit: Visit) -> web.Response:
+        """A list of inputs, of which some may be known. Raises: GatewayError."""
+        listed = await put_together(gathered)
+        visit.outcome, visit.cost_s = listed.outcome, listed.cost_s
+        head = self._head(gathered.plan, listed.outcome, visit)
+        return plain({**listed.headers, **head}, listed.body)
 
     async def _stream(
         self, request: web.Request, asked: Asked, flown: Flown, visit: Visit

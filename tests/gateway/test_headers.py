@@ -55,6 +55,13 @@ def test_a_hit_says_how_old_it_is_and_what_it_saved() -> None:
     }
 
 
+def test_an_answer_of_which_a_part_was_stored_says_so() -> None:
+    partial = replace(HIT, forwarded="partial")
+    assert cache_status(PLAN, partial) == f'kvgate; fwd=partial; detail=response; key="{KEY}"'
+    stored = replace(partial, stored=True)
+    assert "; fwd=partial; stored; detail=" in cache_status(PLAN, stored)
+
+
 def test_a_stale_hit_says_so() -> None:
     headers = render(PLAN, replace(HIT, stale=True, ttl_left_s=-10.5))
     assert headers["X-Cache-Stale"] == "true"

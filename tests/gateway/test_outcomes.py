@@ -1,7 +1,17 @@
 """What became of a call, as it is told."""
 
+from dataclasses import replace
+from typing import Any
+
 from gateway.chunks import Opening
-from gateway.outcomes import forwarded, from_store, meta_of, with_opening, with_usage
+from gateway.outcomes import (
+    forwarded,
+    from_store,
+    meta_of,
+    of_several,
+    with_opening,
+    with_usage,
+)
 from policies.admission import Store
 from policies.freshness import Fresh, Stale
 from policies.outcome import Outcome, Usage
@@ -71,3 +81,57 @@ def test_a_new_entry_knows_its_plan_and_its_cost() -> None:
     assert (meta.prompt_tokens, meta.completion_tokens, meta.status) == (5, 2, 200)
     refusal = meta_of(call, plan, failed(404), Store(60.0, True), rules, now=5.0, size_bytes=9)
     assert (refusal.status, refusal.cost_s) == (404, 0.0)
+
+
+def computed(tokens: int, **more: Any) -> Outcome:
+    """An input that the backend computed."""
+    return with_usage(replace(MISSED, stored=True, ttl_left_s=100.0, **more), Usage(tokens, 0, 0))
+
+
+def kept(tokens: int, **more: Any) -> Outcome:
+    """An input that came from the store."""
+    _, plan = asked()
+    meta = entry_of(prompt_tokens=tokens, completion_tokens=0)
+    return replace(from_store(meta, plan, FRESH), **more)
+
+
+def test_several_inputs_are_a_hit_when_one_is() -> None:
+    _, plan = asked()
+    outcome = of_several(plan, [(computed(3), 1), (kept(4, age_s=9.0, ttl_left_s=5.0), 2)])
+    assert (outcome.level, outcome.hit, outcome.forwarded) == ("response", True, "partial")
+    assert (outcome.tokens_saved, outcome.prompt_tokens, outcome.miss_tokens) == (8, 11, 3)
+    assert (outcome.age_s, outcome.ttl_left_s, outcome.key) == (9.0, 5.0, plan.public_key)
+
+
+def test_several_inputs_from_the_store_need_no_backend() -> None:
+    _, plan = asked(kv_cache={"enabled": True, "debug": True})
+    outcome = of_several(plan, [(kept(3), 1), (kept(4, stale=True, age_s=200.0), 1)])
+    assert (outcome.level, outcome.forwarded, outcome.stale) == ("response", None, True)
+    assert (outcome.tokens_saved, outcome.age_s) == (7, 200.0)
+    assert outcome.debug is not None
+
+
+def test_several_inputs_that_were_all_computed_are_a_miss_and_twins_are_spared() -> None:
+    _, plan = asked()
+    outcome = of_several(plan, [(computed(3), 1), (computed(4), 3)])
+    assert (outcome.level, outcome.hit, outcome.forwarded) == ("none", False, "uri-miss")
+    assert (outcome.tokens_saved, outcome.prompt_tokens, outcome.age_s) == (8, 15, None)
+
+
+def test_several_inputs_read_along_when_each_of_them_did() -> None:
+    _, plan = asked()
+    along, failing = (
+        computed(3, collapsed=True),
+        computed(4, store_error=True, detail="store-error"),
+    )
+    both = of_several(plan, [(along, 1), (failing, 1)])
+    assert (both.collapsed, both.tokens_saved, both.miss_tokens) == (False, 3, 4)
+    assert (both.store_error, both.detail) == (True, "store-error")
+    assert of_several(plan, [(along, 1)]).collapsed
+
+
+def test_a_backend_that_reuses_a_prefix_makes_several_inputs_a_prefix_hit() -> None:
+    _, plan = asked()
+    reused = with_usage(MISSED, Usage(5, 0, 2))
+    outcome = of_several(plan, [(reused, 1), (computed(4), 1)])
+    assert (outcome.level, outcome.hit, outcome.hit_tokens) == ("prefix", True, 2)

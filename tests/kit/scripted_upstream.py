@@ -5,6 +5,8 @@ left, ``otherwise`` answers like a well-behaved server. Every request is kept as
 """
 
 import asyncio
+import base64
+import hashlib
 import json
 import socket
 import struct
@@ -273,6 +275,30 @@ def text_events(body: Mapping[str, Any]) -> list[bytes]:
     ]
 
 
+def vector_of(item: Any) -> list[float]:
+    """The embedding of one input: its own, and the same each time."""
+    digest = hashlib.sha256(json.dumps(item).encode()).digest()
+    return [byte / 128 - 1 for byte in digest[:4]]
+
+
+def embeddings_body(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to an embeddings request: three tokens for each input."""
+    given = body["input"]
+    inputs = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    vectors: list[Any] = [vector_of(item) for item in inputs]
+    if body.get("encoding_format") == "base64":
+        vectors = [base64.b64encode(struct.pack("<4f", *vector)).decode() for vector in vectors]
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": vector}
+            for index, vector in enumerate(vectors)
+        ],
+        "model": body["model"],
+        "usage": {"prompt_tokens": 3 * len(inputs), "total_tokens": 3 * len(inputs)},
+    }
+
+
 def well_behaved(seen: Seen) -> Reply:
     """What a good server answers to ``seen``."""
     path = seen.path.removeprefix("/v1")
@@ -282,11 +308,7 @@ def well_behaved(seen: Seen) -> Reply:
         return json_reply({"id": path.rpartition("/")[2], "path": path})
     body = seen.body
     if path == "/embeddings":
-        datum = {"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}
-        usage = {"prompt_tokens": 3, "total_tokens": 3}
-        return json_reply(
-            {"object": "list", "data": [datum], "model": body["model"], "usage": usage}
-        )
+        return json_reply(embeddings_body(body))
     if path == "/completions":
         if body.get("stream"):
             return stream_reply(*text_events(body), DONE)

@@ -18,6 +18,7 @@ from tests.kit.scripted_upstream import (
     ScriptedUpstream,
     error_reply,
     json_reply,
+    vector_of,
 )
 from tests.kit.service import QUESTION, serving
 
@@ -241,7 +242,7 @@ async def test_embeddings_are_cached_by_the_same_rules() -> None:
             raw = await client.embeddings.with_raw_response.create(
                 model="m", input=["a", "b"], encoding_format="float", extra_body=CACHED
             )
-            assert raw.parse().data[0].embedding == [0.5, -0.5]
+            assert raw.parse().data[0].embedding == vector_of("a")
             assert raw.headers["x-cache-hit"] == str(cached).lower()
         assert service.upstream.calls == 1
 
