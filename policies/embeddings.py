@@ -30,8 +30,10 @@ class Part:
 
 def is_list(call: Call) -> bool:
     """Whether this asks for the embeddings of a list; token ids alone are one input."""
-    given = call.body.get("input")
-    return call.endpoint == "embeddings" and isinstance(given, list) and type(given[0]) is not int
+    if call.endpoint != "embeddings":
+        return False
+    given = call.body["input"]
+    return isinstance(given, list) and type(given[0]) is not int
 
 
 def for_list(plan: Plan) -> Plan:
