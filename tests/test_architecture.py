@@ -49,6 +49,7 @@ TESTED_ELSEWHERE = {
     "gateway/store/memory.py": "tests/contracts/test_store.py",
     "gateway/store/sharing.py": "contracts, tested once for all in tests/contracts/test_sharing.py",
     "gateway/store/sharing_memory.py": "tests/contracts/test_sharing.py",
+    "gateway/store/sharing_disk.py": "tests/contracts/test_sharing.py",
 }
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from gateway.store.disk import open_database
 from gateway.store.redis_client import connect
 from gateway.store.redis_sharing import RedisLeases, RedisRecords
 from gateway.store.sharing import Leases, Records
+from gateway.store.sharing_disk import DiskLeases, DiskRecords
 from gateway.store.sharing_memory import MemoryLeases, MemoryRecords
 from tests.kit import redis_server
 from tests.kit.clock import Clock
@@ -60,9 +62,26 @@ async def redis(folder: Path) -> AsyncIterator[Shared]:
         await client.aclose()
 
 
+@asynccontextmanager
+async def disk(folder: Path) -> AsyncIterator[Shared]:
+    clock = Clock()
+    mine, others = open_database(folder, "sharing"), open_database(folder, "sharing")
+    yield Shared(
+        [
+            DiskLeases(mine, holder="1", now=clock.now),
+            DiskLeases(others, holder="2", now=clock.now),
+        ],
+        [DiskRecords(mine), DiskRecords(others)],
+        passing(clock),
+    )
+    await mine.close()
+    await others.close()
+
+
 SHARING: dict[str, Open] = {
     # An empty place; the folder is its own.
     "memory": memory,
+    "disk": disk,
     "redis": redis,
 }
 OF_SEVERAL: list[str] = [kind for kind in SHARING if kind != "memory"]

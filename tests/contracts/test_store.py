@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.store.base import Entry, Selector, Store, namespace_of
+from gateway.store.disk import DiskStore, open_database
 from gateway.store.memory import MemoryStore
 from gateway.store.redis import RedisStore
 from gateway.store.redis_client import connect
@@ -40,9 +41,19 @@ async def redis(max_bytes: int, folder: Path) -> AsyncIterator[Store]:
     await store.close()
 
 
+@asynccontextmanager
+async def disk(max_bytes: int, folder: Path) -> AsyncIterator[Store]:
+    database = open_database(folder)
+    store = DiskStore("warm", database, max_bytes=max_bytes)
+    yield store
+    await store.close()
+    await database.close()
+
+
 STORES: dict[str, Open] = {
     # An empty store of the tier "warm" with so many bytes; the folder is its own.
     "memory": memory,
+    "disk": disk,
     "redis": redis,
 }
 

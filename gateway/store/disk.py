@@ -1,0 +1,177 @@
+"""Entries on disk: bounded in bytes, shared by processes, safe against every way to be stopped.
+
+Read ``disk_database`` for threads, locks and damage, ``disk_shelf`` for the tables. This is the
+store's face: it counts uses in memory, so that a hit writes nothing, and hands them over with the
+next write or once a second.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Final
+
+from gateway.store.base import Entry, Fill, Selector, Stored, StoreError
+from gateway.store.disk_database import Database, synchronous, transaction
+from gateway.store.disk_rows import number_of
+from gateway.store.disk_shelf import START, Shelf, Totals
+from policies.freshness import EntryMeta
+from policies.rules import TierName
+
+FLUSH_S: Final = 1.0
+"""How often uses are written down, at most; those of the last moment are lost in a crash."""
+MOST_USED: Final = 1024
+"""Entries whose uses are remembered between two writes; further ones are not counted."""
+
+
+def open_database(folder: Path, name: str = "responses") -> Database:
+    """The database ``name`` in ``folder``; both are made when they are first needed."""
+    return Database(folder, name)
+
+
+def default_folder(environment: Mapping[str, str], *, platform: str = sys.platform) -> Path:
+    """Where answers lie when the configuration names no folder: in the user's cache folder."""
+    if own := environment.get("KVGATE_CACHE_DIR"):
+        return Path(own).expanduser() / "responses"
+    if platform == "win32" and (local := environment.get("LOCALAPPDATA")):
+        return Path(local) / "kvgate" / "Cache" / "responses"
+    if platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "kvgate" / "responses"
+    named = Path(environment.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "kvgate" / "responses"
+
+
+class DiskStore:
+    """One tier in a database. Several tiers, and several processes, may share the database."""
+
+    def __init__(
+        self,
+        tier: TierName,
+        database: Database,
+        *,
+        max_bytes: int,
+        shares: Mapping[str, int] | None = None,
+    ) -> None:
+        """``shares``: the most bytes of it that a tenant's entries may take, by tenant."""
+        self._shelf = Shelf(tier, max_bytes, shares)
+        self._database = database
+        database.expects(self._shelf.schema())
+        self._used: dict[int, tuple[int, float]] = {}
+        self._flushed_at = 0.0
+        self._evictions = 0
+        self._totals = Totals(0, 0)
+        self._changes = 0
+        self._asking: Future[Totals] | None = None
+
+    async def get(self, key: bytes, *, now: float) -> Entry | None:
+        """See :meth:`gateway.store.base.Store.get`."""
+        entry = await self._database.read(lambda connection: self._shelf.find(connection, key))
+        if entry is not None:
+            self._count_use(number_of(key), now)
+        return entry
+
+    async def put(self, entry: Entry, *, now: float) -> Stored:
+        """See :meth:`gateway.store.base.Store.put`."""
+        used, self._used = self._used, {}
+
+        def job(connection: Connection) -> tuple[Stored, Totals]:
+            stored = self._shelf.put(connection, entry, used, now=now)
+            return stored, self._shelf.totals(connection)
+
+        stored, totals = await self._database.write(job)
+        self._now_holds(totals)
+        self._evictions += len(stored.gone)
+        return stored
+
+    async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
+        """See :meth:`gateway.store.base.Store.remove`.
+
+        Many entries go in many short transactions, so that other processes can write meanwhile.
+        """
+        key = selector.key
+        if key is not None and not await self._database.read(
+            lambda connection: self._shelf.holds(connection, key)
+        ):
+            return []
+
+        def job(connection: Connection) -> tuple[list[EntryMeta], Totals]:
+            gone, place = [], START
+            with synchronous(connection, full=key is None):
+                while True:
+                    with transaction(connection):
+                        some, go_on = self._shelf.remove(connection, selector, place)
+                        totals = self._shelf.totals(connection)
+                    gone += some
+                    if go_on is None:
+                        return gone, totals
+                    place = go_on
+
+        gone, totals = await self._database.work(job)
+        self._now_holds(totals)
+        return gone
+
+    async def scan(
+        self, selector: Selector, *, after: bytes | None, limit: int
+    ) -> Sequence[EntryMeta]:
+        """See :meth:`gateway.store.base.Store.scan`."""
+        return await self._database.read(
+            lambda connection: self._shelf.scan(connection, selector, after, limit)
+        )
+
+    def fill(self) -> Fill:
+        """See :meth:`gateway.store.base.Store.fill`.
+
+        As of the last write of this process, or of the last call: each call has the totals, which
+        other processes change too, asked for anew in the background.
+        """
+        if self._asking is None or self._asking.done():
+            with suppress(StoreError):
+                self._ask()
+        return Fill(
+            tier=self._shelf.tier,
+            store="disk",
+            entries=self._totals.entries,
+            size_bytes=self._totals.size_bytes,
+            max_bytes=self._shelf.max_bytes,
+            evictions=self._evictions,
+        )
+
+    async def close(self) -> None:
+        """Write down the last uses. The database may serve other tiers: its owner closes it."""
+        used, self._used = self._used, {}
+        if used:
+            with suppress(StoreError):
+                await self._database.write(lambda one: self._shelf.touch(one, used))
+
+    def _ask(self) -> None:
+        changes = self._changes
+        asking = self._asking = self._database.read_soon(self._shelf.totals)
+
+        def told(done: Future[Totals]) -> None:
+            if not done.cancelled() and done.exception() is None and changes == self._changes:
+                self._totals = done.result()
+
+        asking.add_done_callback(told)
+
+    def _now_holds(self, totals: Totals) -> None:
+        self._changes += 1
+        self._totals = totals
+
+    def _count_use(self, number: int, now: float) -> None:
+        uses, used_at = self._used.get(number, (0, now))
+        if uses or len(self._used) < MOST_USED:
+            self._used[number] = (uses + 1, max(used_at, now))
+        if not 0 <= now - self._flushed_at < FLUSH_S:
+            self._flushed_at = now
+            used, self._used = self._used, {}
+            with suppress(StoreError):
+                self._database.write_soon(lambda connection: self._shelf.touch(connection, used))
+
+    def __repr__(self) -> str:
+        fill = self.fill()
+        return (
+            f"<DiskStore {fill.tier}: {fill.entries} entries, "
+            f"{fill.size_bytes}/{fill.max_bytes} bytes, {fill.evictions} evicted>"
+        )
