@@ -113,7 +113,7 @@ def decide(
         match=matched,
         max_age_s=directive.max_age_s,
         only_if_cached=directive.only_if_cached,
-        lane="warm" if directive.preload else "batch" if directive.batch_mode else "interactive",
+        lane=_lane(directive, reasons),
         # The prefix level is lossless and always on, but no-store covers every part of a request.
         reuse_prefix=not directive.no_store,
         user=user,
@@ -362,6 +362,21 @@ def _rights(
     return _Rights(may_read, may_store, why_not)
 
 
+def _lane(directive: Directive, reasons: list[Reason]) -> Lane:
+    """Batches yield to people, warming to both. Who names a batch means one, unless it says no."""
+    lane: Lane
+    if directive.preload:
+        lane, said = "warm", "preload"
+    elif directive.batch_mode:
+        lane, said = "batch", "batch_mode"
+    elif directive.batch_mode is None and directive.batch_id is not None:
+        lane, said = "batch", "batch_id"
+    else:
+        return "interactive"
+    reasons.append(Reason("lane", lane, directive.origins[said]))
+    return lane
+
+
 def _note_the_rest(directive: Directive, reasons: list[Reason]) -> None:
     """Say what else was heard, and honestly what nothing is done about yet."""
     origins = directive.origins
@@ -371,9 +386,6 @@ def _note_the_rest(directive: Directive, reasons: list[Reason]) -> None:
         reasons.append(Reason("user", "given", origins["user"]))
     if directive.context_aware is False:
         reasons.append(Reason("context_aware", "false", origins["context_aware"]))
-    if directive.preload or directive.batch_mode:
-        lane, said = ("warm", "preload") if directive.preload else ("batch", "batch_mode")
-        reasons.append(Reason("lane", lane, origins[said]))
     if directive.max_age_s is not None:
         reasons.append(Reason("max_age_s", f"{directive.max_age_s:.15g}", origins["max_age_s"]))
 

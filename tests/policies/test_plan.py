@@ -418,6 +418,8 @@ class TestTheRest:
             ({"preload": True}, "warm"),
             ({"preload": True, "batch_mode": True}, "warm"),
             ({"batch_mode": False, "preload": False}, "interactive"),
+            ({"batch_id": "b1"}, "batch"),
+            ({"batch_id": "b1", "batch_mode": False}, "interactive"),
         ],
     )
     def test_batches_and_warming_yield_to_people(self, kv_cache: dict[str, Any], lane: str) -> None:
