@@ -74,6 +74,7 @@ class Sequence:
     prefill_stop  positions [0, prefill_stop) are written by prefill rows, the others by decode rows
     chain    keys of the full blocks of `tokens` in the prefix index, as far as computed
     published  how many leading blocks are in the prefix index
+    turn     which turn of a conversation its prompt seems to be
     awaits   key of a block that a running sequence is about to publish; not admitted before
     scores   of the prompt's tokens from the second on, for a request with `score_prompt`
     """
@@ -87,6 +88,7 @@ class Sequence:
     prefill_stop: int = 0
     chain: list[bytes] = field(default_factory=list)
     published: int = 0
+    turn: int = 1
     preemptions: int = 0
     awaits: bytes | None = None
     scores: list[Pick] = field(default_factory=list)

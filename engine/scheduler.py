@@ -272,6 +272,7 @@ class Scheduler:
         spare = len(self._running)  # each running sequence will want a block before long
         if self.index.available_blocks() - idle < need + spare:
             return False
+        sequence.turn = self.index.turn(sequence.chain)
         self.index.hold(shared)
         own = self.index.take(need, now=now)
         assert own is not None
@@ -361,6 +362,7 @@ class Scheduler:
                 sequence.blocks,
                 salt=sequence.request.salt,
                 retention=self._retention(sequence, now),
+                turn=sequence.turn,
             )
             if block is None:
                 break

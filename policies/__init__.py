@@ -2,7 +2,7 @@
 
 For: every decision of kvgate that needs no waiting. What a request asks for, under which key
 its answer lives, who may share it, how long it is fresh, whether it is kept, what is thrown out
-first, and why. The gateway asks between its awaits; the engine asks for the order of eviction.
+first, and why. The gateway asks between its awaits; the engine asks for an order of eviction.
 
 Not for: effects. Nothing here reads a clock, rolls dice, logs, opens a socket or looks at the
 environment. Time (``now``, unix seconds) and chance (``draw``, in ``[0, 1)``) are arguments.
@@ -18,7 +18,8 @@ Read in this order:
 6. ``freshness``  may a stored answer be served;  ``admission``  may a new one be stored
 7. ``outcome``    how an answer ended, what became of the call
 8. ``explain``    why it was a miss, where two requests differ, the debug line
-9. ``eviction``   which key goes first when room is short
+9. ``eviction``   which key goes first when room is short;  ``reuse``  the same for blocks of prompts,
+                  learned from what comes back;  ``replay``  what a cache would have done
 10. ``record``    how the large records of the hot path are made
 11. ``conversation``  what a conversation is about;  ``analytics``  what its numbers recommend
 

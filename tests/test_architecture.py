@@ -37,7 +37,7 @@ IMPURE = frozenset(
 EMPTY_WORDS = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "shared"})
 TORCH_FREE = (
     "engine", "engine.config", "engine.errors", "engine.kv.blocks", "engine.kv.layout",
-    "engine.kv.prefix", "engine.models.config", "engine.models.rope", "engine.request",
+    "engine.kv.prefix", "engine.models.config", "engine.models.rope", "engine.plan", "engine.request",
     "engine.scheduler", "engine.text.detokenizer", "engine.weights.config_json",
     "engine.weights.fetch", "engine.weights.shapes",
 )  # fmt: skip
@@ -159,8 +159,8 @@ def test_gateway_imports_policies_and_never_the_engine() -> None:
     assert forbidden("gateway", re.compile(r"(?!torch(?:\.|$))")) == []
 
 
-def test_engine_imports_of_ours_only_the_eviction_order() -> None:
-    assert forbidden("engine", not_ours("engine", "policies.eviction")) == []
+def test_engine_imports_of_ours_only_the_orders_of_eviction() -> None:
+    assert forbidden("engine", not_ours("engine", "policies.eviction", "policies.reuse")) == []
 
 
 def test_engine_imports_no_web_server_of_the_gateways_kind_by_accident() -> None:

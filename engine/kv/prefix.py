@@ -8,9 +8,10 @@ A block is found by a key that covers everything before it (a hash chain, as in 
 and what is found is believed only when its tokens and its parent are the ones asked for. The salt is
 in the root, so two salts share nothing, not even by collision of equal strings.
 
-Blocks that nobody references stay until room is needed; then `policies.eviction` says which goes.
-A block's ancestors are worth at least as much as the block itself (priority, expiry, uses and last use
-are merged upwards on release), so tails go before heads and no orphan occupies the pool.
+Blocks that nobody references stay until room is needed; then `policies.reuse` says which goes. Only
+blocks that no other builds on are offered to it, so tails go before heads and no orphan occupies the
+pool; priority and expiry are merged upwards on release. It learns by the key what comes back, evicted
+blocks included.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 
 from engine.kv.blocks import BlockPool
 from engine.request import Priority
-from policies.eviction import EvictionOrder
+from policies.reuse import ReuseOrder
 
 _RANK: dict[Priority, int] = {"low": 0, "medium": 1, "high": 2}
 _KEY_BYTES = 32
@@ -52,7 +53,6 @@ class _Entry:
     block: int
     salt: str
     retention: Retention
-    uses: int = 1
     children: set[bytes] = field(default_factory=set)
 
 
@@ -80,7 +80,7 @@ class PrefixIndex:
         self._fingerprint = fingerprint
         self._entries: dict[bytes, _Entry] = {}
         self._by_block: dict[int, _Entry] = {}
-        self._order: EvictionOrder[int] = EvictionOrder()
+        self._order: ReuseOrder[bytes] = ReuseOrder()
         self._hit_tokens = self._miss_tokens = 0
         self._evicted = self._invalidated = 0
 
@@ -136,18 +136,21 @@ class PrefixIndex:
         self._hit_tokens += hit_tokens
         self._miss_tokens += miss_tokens
 
+    def turn(self, chain: Sequence[bytes]) -> int:
+        """Which turn of a conversation a prompt is, by what is known of its blocks; from 1 on."""
+        return 1 + max((self._order.turn_of(key) or 0 for key in chain), default=0)
+
     # -- own -------------------------------------------------------------------------------------
 
     def hold(self, blocks: Sequence[int]) -> None:
         """One reference more to each matched block; none of them can be evicted until released."""
         for block in blocks:
             self.pool.hold(block)
-            self._order.discard(block)
-            self._by_block[block].uses += 1
+            self._order.touch(self._by_block[block].key)
 
     def available_blocks(self) -> int:
         """How many blocks `take` could hand out."""
-        return self.pool.free_blocks + len(self._order)
+        return self.pool.free_blocks + self.pool.idle_blocks
 
     def take(self, count: int, *, now: float) -> list[int] | None:
         """`count` blocks with one reference each, or None. Evicts only what is short."""
@@ -156,7 +159,8 @@ class PrefixIndex:
         while self.pool.free_blocks < count:
             victim = self._order.pop(now=now)
             assert victim is not None
-            self._evicted += self._forget(self._by_block[victim])
+            self._forget_one(self._entries[victim])
+            self._evicted += 1
         return [self.pool.take() for _ in range(count)]
 
     def publish(
@@ -168,6 +172,7 @@ class PrefixIndex:
         *,
         salt: str,
         retention: Retention,
+        turn: int = 1,
     ) -> int | None:
         """Make block `number` of a sequence, which holds `blocks`, findable. Its KV must be complete.
 
@@ -199,6 +204,7 @@ class PrefixIndex:
         self._entries[entry.key] = self._by_block[block] = entry
         if above is not None:
             above.children.add(entry.key)
+        self._order.add(entry.key, turn=turn)
         return block
 
     def release(self, blocks: Sequence[int], *, retention: Retention, now: float) -> None:
@@ -213,22 +219,18 @@ class PrefixIndex:
             if entry is not None:
                 entry.retention = entry.retention.merged(retention, now=now)
                 if left == 0:
-                    self._rest(entry, now=now)
+                    self._rest(entry)
             elif left == 0:
                 self.pool.give_back(block)
 
-    def _rest(self, entry: _Entry, *, now: float) -> None:
-        """Nobody references the block any more: it may be evicted from now on."""
-        self._order.add(
-            entry.block,
-            priority=entry.retention.priority,
-            expires_at=entry.retention.expires_at,
-            cost=float(
-                entry.uses
-            ),  # every block costs the same to compute: what differs is its use
-            size=1.0,
-            now=now,
-        )
+    def _rest(self, entry: _Entry) -> None:
+        """Nobody references the block any more: once nothing builds on it, it may be evicted."""
+        if not entry.children:
+            self._order.offer(
+                entry.key,
+                priority=entry.retention.priority,
+                expires_at=entry.retention.expires_at,
+            )
 
     # -- forget ----------------------------------------------------------------------------------
 
@@ -239,19 +241,10 @@ class PrefixIndex:
         """
         entries = [e for e in self._entries.values() if salt is None or e.salt == salt]
         for entry in entries:
+            self._order.discard(entry.key)
             self._forget_one(entry)
         self._invalidated += len(entries)
         return len(entries) * self.block_tokens
-
-    def _forget(self, entry: _Entry) -> int:
-        """Forget a block and all below it, which would be unreachable. Returns how many."""
-        stack, count = [entry], 0
-        while stack:
-            one = stack.pop()
-            stack.extend(self._entries[key] for key in one.children)
-            self._forget_one(one)
-            count += 1
-        return count
 
     def _forget_one(self, entry: _Entry) -> None:
         del self._entries[entry.key]
@@ -259,8 +252,9 @@ class PrefixIndex:
         above = self._entries.get(entry.parent)
         if above is not None:
             above.children.discard(entry.key)
+            if self.pool.references(above.block) == 0:
+                self._rest(above)
         if self.pool.references(entry.block) == 0:
-            self._order.discard(entry.block)
             self.pool.give_back(entry.block)
 
     # -- look ------------------------------------------------------------------------------------
@@ -268,7 +262,7 @@ class PrefixIndex:
     def stats(self) -> IndexStats:
         return IndexStats(
             blocks=len(self._entries),
-            idle_blocks=len(self._order),
+            idle_blocks=self.pool.idle_blocks,
             hit_tokens=self._hit_tokens,
             miss_tokens=self._miss_tokens,
             evicted_blocks=self._evicted,
@@ -279,12 +273,12 @@ class PrefixIndex:
         """Index, order and pool tell the same story. Raises `AssertionError`."""
         self.pool.check_integrity()
         assert len(self._entries) == len(self._by_block)
-        assert len(self._order) == self.pool.idle_blocks, "an idle block is not up for eviction"
         for key, entry in self._entries.items():
             assert entry.key == key
             assert self._by_block[entry.block] is entry
             idle = self.pool.references(entry.block) == 0
-            assert idle == (entry.block in self._order), f"block {entry.block} idle={idle}"
+            offered = key in self._order
+            assert offered == (idle and not entry.children), f"block {entry.block} {offered=}"
             above = self._entries.get(entry.parent)
             assert above is not None or entry.parent == self.root(entry.salt), "an orphan"
             if above is not None:

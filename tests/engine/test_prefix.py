@@ -154,32 +154,24 @@ def test_an_expired_wish_counts_for_nothing_in_a_merge() -> None:
     assert old.merged(Retention("low", 9.0), now=4.0) == Retention("high", 9.0)
 
 
-def test_whatever_the_order_says_no_orphan_stays_behind() -> None:
+def test_a_block_goes_only_when_nothing_builds_on_it() -> None:
     index = make(4)
-    kept(index, list(range(12)))
-    head = index.match(*_asked(index, list(range(13))), "")[0]
+    kept(index, list(range(12)), priority="low", expires_at=1.0)
+    kept(index, [*range(8), *range(20, 24)], priority="high")
+    assert repr(index._order).startswith("<ReuseOrder 2 offered, 4 cached")
+    lost = []
+    while index.take(1, now=9.0):
+        index.check_integrity()
+        lost.append(index.stats().blocks)
+    assert lost == [3, 2, 1, 0]
 
-    class HeadFirst:
-        def __init__(self, order: object) -> None:
-            self.order = order
 
-        def pop(self, *, now: float) -> int:
-            index._order.discard(head)
-            return head
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.order, name)
-
-        def __len__(self) -> int:
-            return len(self.order)  # type: ignore[arg-type]
-
-        def __contains__(self, key: object) -> bool:
-            return key in self.order  # type: ignore[operator]
-
-    index._order = HeadFirst(index._order)  # type: ignore[assignment]
-    index.take(2, now=0.0)
-    assert index.stats().blocks == 0
-    assert index.stats().evicted_blocks == 3
+def test_a_prompt_that_goes_on_where_another_ended_is_a_later_turn() -> None:
+    index = make(8)
+    assert index.turn(_asked(index, list(range(8)))[0]) == 1
+    kept(index, list(range(8)))
+    chain, _ = _asked(index, list(range(16)))
+    assert index.turn(chain) == 2
 
 
 def _asked(index: PrefixIndex, tokens: list[int]) -> tuple[list[bytes], list[int]]:
