@@ -1,4 +1,4 @@
-"""`python -m engine`; see `engine.process`.
+"""`python -m engine`, see `engine.process`; `python -m engine plan`, see `engine.plan`.
 
 Imports take their time: a Ctrl-C meanwhile ends as quietly as later.
 """
@@ -10,6 +10,10 @@ import sys
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
+    if sys.argv[1:2] == ["plan"]:
+        from engine.plan import main as plan
+
+        sys.exit(plan(sys.argv[2:]))
     from engine.process import main
 
     code = main()

@@ -140,7 +140,7 @@ def flag(name: str) -> str:
 
 def usage() -> str:
     """The help text: every option, its default and one line of why."""
-    lines = ["python -m engine [options]", ""]
+    lines = ["python -m engine [options]", "python -m engine plan --help", ""]
     for option in fields(EngineConfig):
         default = "" if option.default in (None, MISSING) else f" [{option.default}]"
         lines.append(f"  {flag(option.name):18} {option.metadata['why']}{default}")

@@ -1,4 +1,4 @@
-"""The command line: ``kvgate serve | check | stats | model fetch``.
+"""The command line: ``kvgate serve | check | stats | model fetch | model plan``.
 
 Exit codes: 0 done; 1 it could not be done, and one line (for ``check`` one per problem) says why;
 2 the command line itself is wrong; 78 the model cannot be fetched; 130 stopped by Ctrl-C.
@@ -136,14 +136,31 @@ def stats(
 @model_app.command("fetch")
 def fetch_model() -> None:
     """Fetch the default model now, rather than on the first start."""
+    raise typer.Exit(_engine("engine.weights.fetch"))
+
+
+@model_app.command("plan")
+def plan_model(
+    *,
+    model: Annotated[Path, typer.Option(help="A config.json, a folder with one, or a .gguf file.")],
+    memory: Annotated[str, typer.Option(help="For keys and values, as 24GiB.")] = "1GiB",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """How many tokens and conversations of a model fit into so much memory, before it is loaded."""
+    words = ["plan", f"--model={model}", f"--memory={memory}", *(["--json"] if as_json else [])]
+    raise typer.Exit(_engine("engine", *words))
+
+
+def _engine(module: str, *words: str) -> int:
+    """Run a program of the engine's in this terminal; its exit code."""
     from gateway.backends.embedded import code_environment
 
-    command = [sys.executable, "-P", "-m", "engine.weights.fetch"]
+    command = [sys.executable, "-P", "-m", module, *words]
     try:
         done = subprocess.run(command, env=code_environment(os.environ), check=False)  # noqa: S603  # our own module
     except KeyboardInterrupt:
         raise typer.Exit(130) from None  # the child, in the same terminal, has said so
-    raise typer.Exit(done.returncode)
+    return done.returncode
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from gateway.config_values import (
     AutoOrBool,
     AutoOrCount,
     BaseUrl,
+    ContextTokens,
     Duration,
     KeyDigest,
     LongerThanZero,
@@ -122,9 +123,9 @@ class Engine(Section):
     model: Text = "smollm2-135m-instruct"
     device: Annotated[str, one_of(("auto", "cpu", "cuda"), later=())] = "auto"
     dtype: Annotated[str, one_of(("auto", "float32", "bfloat16"), later=("float16",))] = "auto"
-    kv_dtype: Annotated[str, only("auto")] = "auto"
-    mla: Annotated[str, only("auto")] = "auto"
-    max_model_len: Annotated[Whole, Field(ge=1)] = 8192
+    kv_dtype: Annotated[str, one_of(("auto", "bf16", "fp8"), later=())] = "auto"
+    mla: Annotated[str, one_of(("auto", "naive", "absorb"), later=())] = "auto"
+    max_model_len: Annotated[ContextTokens, Field(ge=1)] = 8192
     prefix_cache: bool = True
     block_tokens: Annotated[Whole, Field(ge=8, le=128), AfterValidator(power_of_two)] = 32
     kv_memory: Size = 2**30

@@ -17,6 +17,7 @@ BYTES_PER_UNIT = {
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
+CONTEXT_TOKENS = {"short": 4096, "medium": 8192, "long": 16384}
 MOST_BYTES = 2**60
 MOST_SECONDS = 100 * 365 * 86400
 TRUE_WORDS = frozenset({"true", "yes", "on", "1"})
@@ -164,6 +165,13 @@ def one_of(available: tuple[str, ...], *, later: tuple[str, ...]) -> BeforeValid
     return BeforeValidator(check)
 
 
+def parse_context(value: object) -> object:
+    """A number of tokens, or the name of a usual length."""
+    if isinstance(value, str) and value in CONTEXT_TOKENS:
+        return CONTEXT_TOKENS[value]
+    return parse_whole(value)
+
+
 def power_of_two(value: int) -> int:
     """Blocks must tile the engine's key tiles."""
     if value & (value - 1):
@@ -182,6 +190,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration)]
 LongerThanZero = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Whole = Annotated[int, BeforeValidator(parse_whole)]
+ContextTokens = Annotated[int, BeforeValidator(parse_context)]
 Text = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 KeyDigest = Annotated[bytes, PlainValidator(digest_key)]

@@ -51,7 +51,8 @@ RETRY_FAILED_S: Final = 60.0
 TAIL_BYTES: Final = 4096
 LONGEST_LINE: Final = 300
 PASSED_ON: Final = (
-    "model", "device", "dtype", "max_model_len", "prefix_cache", "block_tokens", "kv_memory",
+    "model", "device", "dtype", "kv_dtype", "mla", "max_model_len", "prefix_cache", "block_tokens",
+    "kv_memory",
     "threads", "chunk_tokens", "max_sequences", "max_waiting",
 )  # fmt: skip
 SHOW_CURSOR: Final = b"\x1b[?25h"

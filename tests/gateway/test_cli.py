@@ -310,6 +310,17 @@ def test_fetching_the_model_is_the_engines_business(monkeypatch: pytest.MonkeyPa
     assert invoke("model", "fetch").exit_code == 130
 
 
+def test_planning_a_models_memory_is_the_engines_business(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "model", "plan", "--model", str(file)],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"kvgate engine: {file}: model_type None is not known here")
+
+
 def test_version_and_help() -> None:
     assert re.fullmatch(r"kvgate \S.*\n", invoke("--version").stdout)
     assert "Exit codes: 0 done, 1 failed" in " ".join(invoke("--help").stdout.split())

@@ -143,8 +143,6 @@ def test_the_error_reads_like_a_compilers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "engine: {kv_dtype: fp8}",
-        "engine: {mla: absorbed}",
         "engine: {replicas: 2}",
         "engine: {tensor_parallel: 2}",
         "engine: {kv_disk: {path: /x}}",
@@ -158,6 +156,17 @@ def test_what_a_later_version_brings_is_refused_by_name(text: str, tmp_path: Pat
     assert found.message.startswith("not available in this version; ")
     assert found.line == 1
     assert found.path.split(".")[0] == text.split(":", maxsplit=1)[0]
+
+
+def test_how_the_engine_keeps_kv_and_how_much_context_it_takes_are_chosen_by_word(
+    tmp_path: Path,
+) -> None:
+    engine = loaded(tmp_path, "engine: {kv_dtype: fp8, mla: naive, max_model_len: long}").engine
+    assert (engine.kv_dtype, engine.mla, engine.max_model_len) == ("fp8", "naive", 16384)
+    assert loaded(tmp_path, "engine: {max_model_len: 500}").engine.max_model_len == 500
+    for text in ("kv_dtype: int3", "mla: absorbed", "max_model_len: huge", "max_model_len: 0"):
+        (found,) = problems_of(f"engine: {{{text}}}", tmp_path=tmp_path)
+        assert found.path == f"engine.{text.split(':')[0]}"
 
 
 def test_the_documented_neutral_values_of_later_options_are_accepted(tmp_path: Path) -> None:
