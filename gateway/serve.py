@@ -20,7 +20,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.app import GATEWAY, KEEPALIVE_S, build
 from gateway.config import Config
-from gateway.workers.supervisor import supervise
+from gateway.workers.supervisor import Supervisor
 
 BACKLOG: Final = 1024
 INTERRUPTED: Final = 130  # as shells report a second Ctrl-C
@@ -42,7 +42,7 @@ def serve(config: Config) -> int:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             if server.workers > 1:
                 url, bind = url_of(listeners[0]), _beside(listeners[0])
-                return runner.run(supervise(config, listeners, url=url, bind=bind))
+                return runner.run(Supervisor(config, listeners, url=url, bind=bind).run())
             return runner.run(_serve(config, listeners[0]))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED

@@ -51,16 +51,6 @@ Bind = Callable[[], socket.socket]
 _log = structlog.get_logger("kvgate.workers")
 
 
-async def supervise(
-    config: Config, listeners: Sequence[socket.socket], *, url: str, bind: Bind
-) -> int:
-    """Serve with a worker for each listener until a signal; returns the exit code.
-
-    ``bind`` makes one more listener on the same port. Raises: OSError.
-    """
-    return await Supervisor(config, listeners, url=url, bind=bind).run()
-
-
 @dataclass(slots=True, eq=False)
 class Place:
     """One worker's place: it stays while processes come and go."""

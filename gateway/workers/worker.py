@@ -38,7 +38,6 @@ class Worker:
         self._engine = FarEngine()
         self._team: Team | None = None
         self._site: Site | None = None
-        self._stops = 0
 
     async def run(self, channel_socket: socket.socket, listener: socket.socket) -> int:
         """Serve; returns the exit code."""
@@ -61,7 +60,7 @@ class Worker:
         hearing.add_done_callback(lambda _: self._orphaned())
         channel.say("hears")
         try:
-            handover = await self._first_message(hearing)
+            handover = await self._first_message()
             if handover is not None:
                 await self._serve(handover, channel, listener)
         except Exception:  # noqa: BLE001 - the process's last words, for the log
@@ -72,9 +71,8 @@ class Worker:
             await self._tasks.close()
         return 0
 
-    async def _first_message(self, hearing: "asyncio.Task[None]") -> Handover | None:
+    async def _first_message(self) -> Handover | None:
         """What we are to do; None when we are not wanted any more."""
-        hearing.add_done_callback(lambda _: self._handed_over.cancel())
         await asyncio.wait([self._handed_over])
         if self._stop.is_set() or self._handed_over.cancelled():
             return None
@@ -127,22 +125,27 @@ class Worker:
         return own_numbers(self._site.app[GATEWAY]).as_dict() if self._site is not None else None
 
     async def _drain(self, _: Any) -> None:
-        self._stop.set()
+        self._finish()
 
     async def _halt(self, _: Any) -> None:
-        self._stop.set()
-        if self._site is not None:
-            self._site.hang_up()
+        self._finish()
+        self._hang_up()
 
     def _asked_to_stop(self) -> None:
-        self._stops += 1
-        self._stop.set()
-        self._handed_over.cancel()
-        if self._stops > 1 and self._site is not None:
-            self._site.hang_up()
+        again = self._stop.is_set()
+        self._finish()
+        if again:
+            self._hang_up()
 
     def _orphaned(self) -> None:
+        self._finish()
+        self._hang_up()
+
+    def _finish(self) -> None:
         self._stop.set()
+        self._handed_over.cancel()  # if it has not come yet, it need not come any more
+
+    def _hang_up(self) -> None:
         if self._site is not None:
             self._site.hang_up()
 
@@ -158,11 +161,12 @@ def main(arguments: list[str]) -> int:
     """Serve on what was inherited."""
     die_with_parent()
     channel_fd, listener_fd = map(int, arguments)
-    channel_socket, listener = socket.socket(fileno=channel_fd), socket.socket(fileno=listener_fd)
-    listener.setblocking(False)
-    channel_socket.setblocking(False)
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(_run(channel_socket, listener))
+    channel, listener = socket.socket(fileno=channel_fd), socket.socket(fileno=listener_fd)
+    with channel, listener:
+        for inherited in (channel, listener):
+            inherited.setblocking(False)
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_run(channel, listener))
 
 
 async def _run(channel_socket: socket.socket, listener: socket.socket) -> int:
