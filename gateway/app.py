@@ -41,6 +41,8 @@ from gateway.routes.shape import guarded, json_response
 from gateway.store.sharing import Leases, News, Records
 from gateway.store.tiers import Tiers
 from gateway.together import Together
+from gateway.traffic import Traffic
+from gateway.warming_service import open_warming
 from gateway.workers.team import FarEngine, Team
 from policies.rules import Rules
 
@@ -127,6 +129,7 @@ async def build(
         ),
         conversations := Conversations(now),
     )
+    traffic = Traffic(places=config.warm.concurrency, clock=time.monotonic)
     pipeline = Pipeline(
         rules=rules,
         store=store,
@@ -136,6 +139,7 @@ async def build(
         draw=draw,
         store_failed=journal.store_failed,
         spent=journal.spent,
+        in_the_air=traffic.of,
         leading=places.leading,
         news=places.news,
     )
@@ -163,8 +167,9 @@ async def build(
     )
     app = web.Application(client_max_size=rules.limits.max_body_bytes)
     app[GATEWAY] = gateway
-    _mount(app, gateway, rules, team, now=now, clock=clock)
     app.cleanup_ctx.append(lambda _: _lifetime(gateway, session, places.close))
+    open_warming(gateway, rules, traffic, now=now, clock=clock).mount(app)
+    _mount(app, gateway, rules, team, now=now, clock=clock)
     return app
 
 

@@ -1,0 +1,94 @@
+"""``/v1/cache/warm``: take warm jobs, show them, cancel them. A tenant sees its own and no more."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+from aiohttp import web
+
+from gateway import sse
+from gateway.auth import Authenticator
+from gateway.errors import ClientFault
+from gateway.routes.shape import as_gateway_error, body_of, json_response, object_of, request_id_of
+from gateway.warming import WarmJobs
+from gateway.warming_job import Job
+from policies.keys import Principal
+from policies.rules import Limits
+from policies.warming import Item, parse_wish
+
+
+class Warm:
+    """The handlers. ``patterns`` are those of the configuration."""
+
+    def __init__(
+        self,
+        *,
+        authenticator: Authenticator,
+        jobs: WarmJobs,
+        patterns: Mapping[str, tuple[Item, ...]],
+        limits: Limits,
+    ) -> None:
+        self._authenticator = authenticator
+        self._jobs = jobs
+        self._patterns = patterns
+        self._limits = limits
+
+    async def submit(self, request: web.Request) -> web.Response:
+        """Take a job: 202. Raises: RequestError or ClientFault 400 naming the field."""
+        principal = self._who(request)
+        wish = object_of(await body_of(request))
+        items = parse_wish(wish, self._patterns, limits=self._limits)
+        job = await self._jobs.submit(principal, items)
+        return json_response(job.shown(), status=202, Location=f"/v1/cache/warm/{job.id}")
+
+    async def list(self, request: web.Request) -> web.Response:
+        """The tenant's jobs, the latest first."""
+        jobs = await self._jobs.all(self._who(request).tenant)
+        return json_response({"object": "list", "data": [job.summary() for job in jobs]})
+
+    async def one(self, request: web.Request) -> web.StreamResponse:
+        """A job as JSON, or how it goes on as server-sent events. Raises: ClientFault 404."""
+        tenant, name = self._who(request).tenant, request.match_info["job"]
+        job = _there(await self._jobs.find(tenant, name))
+        if sse.CONTENT_TYPE.partition(";")[0] not in request.headers.get("Accept", ""):
+            return json_response(job.shown())
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": sse.CONTENT_TYPE,
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+                "X-Request-ID": request_id_of(request),
+            }
+        )
+        await response.prepare(request)
+        try:
+            async with aclosing(self._jobs.watch(tenant, name)) as states:
+                async for state in states:
+                    await response.write(sse.encode(_event(state)))
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the headers are out: an event must say it
+            fault = as_gateway_error(error, response.headers["X-Request-ID"])
+            await response.write(sse.encode(fault.body()))
+        await response.write_eof()
+        return response
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """End a job; answers with what was done until then. Raises: ClientFault 404."""
+        tenant, name = self._who(request).tenant, request.match_info["job"]
+        return json_response(_there(await self._jobs.cancel(tenant, name)).shown())
+
+    def _who(self, request: web.Request) -> Principal:
+        return self._authenticator.principal(request.headers.get("Authorization"))
+
+
+def _event(job: Job) -> dict[str, Any]:
+    """The counts while it goes on, everything at its end."""
+    return job.shown() if job.ended else job.summary()
+
+
+def _there(job: Job | None) -> Job:
+    if job is None:
+        raise ClientFault("No such warm job.", code="job_not_found", status=404, param="job")
+    return job
