@@ -5,6 +5,7 @@
 
 import asyncio
 import random
+import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -22,19 +23,22 @@ from gateway.auth import OPEN_TENANT, Authenticator
 from gateway.backends.embedded import EngineProcess
 from gateway.backends.openai import OpenAIBackend, Timeouts
 from gateway.config import Config
+from gateway.context_records import ContextRecords
+from gateway.contexts import Contexts
 from gateway.errors import error_body
 from gateway.flights import Flights, Tasks
 from gateway.journal import Journal, Price
 from gateway.metrics import Metrics
 from gateway.numbers import Numbers, added_up
 from gateway.pipeline import Pipeline
-from gateway.places import open_places
+from gateway.places import Places, open_places
 from gateway.recall import Recall
 from gateway.request_log import RequestLog
 from gateway.router import Router, Served
 from gateway.routes.analytics import Analytics
 from gateway.routes.cache import Cache
 from gateway.routes.completions import Completions
+from gateway.routes.contexts import ContextRoutes
 from gateway.routes.models import Models
 from gateway.routes.ops import Ops
 from gateway.routes.shape import guarded, json_response
@@ -69,6 +73,7 @@ class Gateway:
     router: Router
     journal: Journal
     conversations: Conversations
+    contexts: Contexts
     metrics: Metrics
     pipeline: Pipeline
     engine: EngineProcess | FarEngine | None
@@ -159,6 +164,7 @@ async def build(
         router=router,
         journal=journal,
         conversations=conversations,
+        contexts=_contexts(places, router, rules, tasks, now),
         metrics=metrics,
         pipeline=pipeline,
         engine=engine,
@@ -190,6 +196,7 @@ def _mount(
         router=router,
         pipeline=pipeline,
         together=Together(pipeline, gateway.flights),
+        contexts=gateway.contexts,
         journal=gateway.journal,
         rules=rules,
         now=now,
@@ -219,6 +226,16 @@ def _mount(
         pipeline=pipeline,
         rules=rules,
     )
+    contexts = ContextRoutes(
+        authenticator=authenticator,
+        contexts=gateway.contexts,
+        router=router,
+        pipeline=pipeline,
+        rules=rules,
+        tasks=gateway.tasks,
+        now=now,
+    )
+    contexts.mount(app.router)
     _route_analytics(app.router, analytics)
     _route(app, completions, models, cache, ops)
 
@@ -229,6 +246,13 @@ def _route_analytics(router: web.UrlDispatcher, analytics: Analytics) -> None:
     router.add_get(name, guarded(analytics.conversation))
     router.add_delete(name, guarded(analytics.forget))
     router.add_get("/v1/cache/recommendations", guarded(analytics.recommendations))
+
+
+def _contexts(
+    places: Places, router: Router, rules: Rules, tasks: Tasks, now: Callable[[], float]
+) -> Contexts:
+    held = ContextRecords(places.records, now=now, edition=partial(secrets.token_hex, 8))
+    return Contexts(held, news=places.news, router=router, rules=rules, tasks=tasks, now=now)
 
 
 def _served(
@@ -347,6 +371,7 @@ async def _lifetime(
 ) -> AsyncIterator[None]:
     if gateway.engine is not None:
         await gateway.engine.start()
+    await gateway.contexts.load()
     try:
         yield
     finally:

@@ -17,7 +17,8 @@ from aiohttp import web
 from gateway import headers, sse
 from gateway.auth import Authenticator
 from gateway.backends.base import Backend
-from gateway.chunks import Chunk, Json, Opening, Whole, fold, unfold
+from gateway.chunks import Chunk, Opening, Whole, fold
+from gateway.contexts import Contexts
 from gateway.errors import BackendFault, GatewayError, from_failed
 from gateway.flights import FlightCancelled
 from gateway.journal import Journal
@@ -26,6 +27,7 @@ from gateway.pipeline import Answer, Flown, Kept, Pipeline
 from gateway.request_log import Visit
 from gateway.router import Router
 from gateway.routes.embeddings import put_together
+from gateway.routes.owed import events_owed
 from gateway.routes.rendered import Rendered, head_lines, plain, takes_rendered
 from gateway.routes.shape import (
     Handler,
@@ -89,6 +91,7 @@ class Completions:
         router: Router,
         pipeline: Pipeline,
         together: Together,
+        contexts: Contexts,
         journal: Journal,
         rules: Rules,
         now: Callable[[], float],
@@ -98,6 +101,7 @@ class Completions:
         self._router = router
         self._pipeline = pipeline
         self._together = together
+        self._contexts = contexts
         self._journal = journal
         self._rules = rules
         self._now = now
@@ -123,16 +127,14 @@ class Completions:
             principal = self._authenticator.principal(request.headers.get("Authorization"))
             raw = await body_of(request)
             said = (endpoint, principal, _spoken(request))
-            known = self._memo.get(raw)
-            if known is not None and known.said != said:
-                known = None
-            asked = known or self._understand(raw, said)
+            known = self._remembered(raw, said)
+            asked = known or await self._understand(raw, said)
             visit.call, visit.plan, visit.stream = asked.call, asked.plan, asked.call.stream
             answer = await self._answer(asked)
             response: web.StreamResponse
             match answer:
                 case Kept():
-                    if known is None and len(raw) <= MEMO_BODY_BYTES:
+                    if known is None and _may_be_remembered(asked, raw):
                         self._memo[raw] = asked
                     response = self._from_store(request, asked, answer, visit)
                 case Flown():
@@ -160,7 +162,16 @@ class Completions:
             self._journal.note(visit)
         return response
 
-    def _understand(self, raw: bytes, said: tuple[Endpoint, Principal, Spoken]) -> Asked:
+    def _remembered(self, raw: bytes, said: tuple[Endpoint, Principal, Spoken]) -> Asked | None:
+        """What these bytes meant last time, if nothing that it depends on has changed since."""
+        known = self._memo.get(raw)
+        if known is None or known.said != said:
+            return None
+        name = known.plan.cache_key
+        # A key that names a shared context by now: who may use it is looked up each time.
+        return None if name is not None and self._contexts.knows(said[1].tenant, name) else known
+
+    async def _understand(self, raw: bytes, said: tuple[Endpoint, Principal, Spoken]) -> Asked:
         """The request as data and its plan. Raises: RequestError, ClientFault."""
         endpoint, principal, spoken = said
         body = json_of(raw)
@@ -172,9 +183,18 @@ class Completions:
             prompt_cache_key=body.get("prompt_cache_key"),
         )
         target = self._router.target(call.model)
-        plan = decide(call, directive, principal, self._rules, model=target.model)
+        fit = await self._contexts.fit(call, directive, principal)
+        plan = decide(
+            fit.call,
+            directive,
+            principal,
+            self._rules,
+            model=target.model,
+            context=fit.terms,
+            without=fit.without,
+        )
         size_bytes = len(raw) + sum(len(name) + len(value) for name, value in spoken)
-        return Asked(call, plan, target.backend, size_bytes, said)
+        return Asked(fit.call, plan, target.backend, size_bytes, said)
 
     async def _answer(self, asked: Asked) -> Answer | Gathered:
         call, plan = asked.call, asked.plan
@@ -200,7 +220,7 @@ class Completions:
             )
         body = self._replayed(asked.call, kept.entry)
         if asked.call.stream:
-            events = _shown(Whole(orjson.loads(body)), outcome, asked.call)
+            events = events_owed(Whole(orjson.loads(body)), outcome, asked.call)
             return web.Response(
                 body=b"".join(events) + sse.DONE,
                 headers={**head, **_STREAM_HEADERS},
@@ -297,7 +317,7 @@ class Completions:
             for piece in pieces:
                 match piece:
                     case Chunk() | Whole():
-                        events += _shown(piece, outcome, asked.call)
+                        events += events_owed(piece, outcome, asked.call)
                     case Completed(usage=usage):
                         visit.outcome = with_usage(outcome, usage)
                         yield b"".join([*events, sse.DONE])
@@ -350,36 +370,13 @@ def _spoken(request: web.Request) -> Spoken:
     )
 
 
+def _may_be_remembered(asked: Asked, raw: bytes) -> bool:
+    """Not what was asked under a shared context: its rights may change at any time."""
+    return asked.plan.scope.kind != "shared" and len(raw) <= MEMO_BODY_BYTES
+
+
 def _memo_size(asked: Asked) -> int:
     return asked.size_bytes + 256
-
-
-def _shown(part: Chunk | Whole, outcome: Outcome, call: Call) -> list[bytes]:
-    """The events that this client is owed for a part of an answer."""
-    chunks = (part,) if isinstance(part, Chunk) else unfold(part.body, call.endpoint)
-    return [
-        sse.encode(data)
-        for chunk in chunks
-        if (data := _for_stream(chunk.data, outcome, call)) is not None
-    ]
-
-
-def _for_stream(data: Json, outcome: Outcome, call: Call) -> Json | None:
-    """A chunk as this client is owed it; ``None`` when it is not: usage only on request."""
-    usage = data.get("usage")
-    marked = {**data, "cache_hit": outcome.hit}
-    if call.include_usage:
-        marked["usage"] = None
-        if isinstance(usage, dict):
-            told = marked["usage"] = headers.annotated_usage(usage)
-            # The head may have left before the backend said what it reused.
-            marked["cache_hit"] = outcome.hit or bool(told.get("prompt_cache_hit_tokens"))
-        return marked
-    if "usage" in data:
-        if usage is not None and not data.get("choices"):
-            return None
-        del marked["usage"]
-    return marked
 
 
 def _of_flight(error: Exception) -> Exception:

@@ -1,0 +1,34 @@
+"""What a reader of a stream is owed of an answer: its events, marked, and usage only on request."""
+
+from gateway import headers, sse
+from gateway.chunks import Chunk, Json, Whole, unfold
+from policies.call import Call
+from policies.outcome import Outcome
+
+
+def events_owed(part: Chunk | Whole, outcome: Outcome, call: Call) -> list[bytes]:
+    """The events that this client is owed for a part of an answer."""
+    chunks = (part,) if isinstance(part, Chunk) else unfold(part.body, call.endpoint)
+    return [
+        sse.encode(data)
+        for chunk in chunks
+        if (data := _for_stream(chunk.data, outcome, call)) is not None
+    ]
+
+
+def _for_stream(data: Json, outcome: Outcome, call: Call) -> Json | None:
+    """A chunk as this client is owed it; ``None`` when it is not: usage only on request."""
+    usage = data.get("usage")
+    marked = {**data, "cache_hit": outcome.hit}
+    if call.include_usage:
+        marked["usage"] = None
+        if isinstance(usage, dict):
+            told = marked["usage"] = headers.annotated_usage(usage)
+            # The head may have left before the backend said what it reused.
+            marked["cache_hit"] = outcome.hit or bool(told.get("prompt_cache_hit_tokens"))
+        return marked
+    if "usage" in data:
+        if usage is not None and not data.get("choices"):
+            return None
+        del marked["usage"]
+    return marked
