@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from engine.errors import ContextLengthError, NotReadyError, OverloadedError
+from engine.latency import Latency
 from engine.request import GenerationRequest, NonFiniteError, Pick, TokenEvent
 from engine.scheduler import Schedule, Scheduler
 
@@ -95,6 +96,7 @@ class Engine(Generic[LogitsT]):
         self._sinks: dict[str, asyncio.Queue[TokenEvent]] = {}  # the event loop's own
         self._steps = self._failed_steps = self._failed_in_a_row = 0
         self._rows = self._generated = self._finished = 0
+        self.latency = Latency()
 
     # -- the step --------------------------------------------------------------------------------
 
@@ -116,6 +118,7 @@ class Engine(Generic[LogitsT]):
             self._failed_in_a_row = 0
             events = self.scheduler.commit(schedule, picks, now=self._clock())
         self._generated += sum(event.token is not None for event in events)
+        self.latency.heard(events, now=self._clock())
         return events
 
     def _step_failed(self, schedule: Schedule, error: Exception) -> list[TokenEvent]:
@@ -280,11 +283,14 @@ class Engine(Generic[LogitsT]):
     def _add(self, requests: Seq[GenerationRequest]) -> list[TokenEvent]:
         for request in requests:
             self.scheduler.add(request)
+            self.latency.accepted(request.id, now=self._clock())
         return []
 
     def _abort(self, request_id: str) -> list[TokenEvent]:
         event = self.scheduler.abort(request_id, now=self._clock())
-        return [] if event is None else [event]
+        events = [] if event is None else [event]
+        self.latency.heard(events, now=self._clock())
+        return events
 
     def _deliver_soon(self, events: Seq[TokenEvent]) -> None:
         if events and self._loop is not None and not self._loop.is_closed():

@@ -254,6 +254,8 @@ class Service:
         """The state of engine, pool and index as plain JSON."""
         engine, scheduler = self.engine.stats(), self.engine.scheduler
         index, pool = scheduler.index.stats(), scheduler.index.pool
+        prompt_tokens = index.hit_tokens + index.miss_tokens
+        held_tokens = (pool.total_blocks - pool.free_blocks) * scheduler.index.block_tokens
         return {
             "model": self.model,
             **self.facts,
@@ -271,6 +273,10 @@ class Service:
                 "generated": engine.generated_tokens,
                 "rows": engine.rows,
             },
+            "hit_rate": round(index.hit_tokens / prompt_tokens, 4) if prompt_tokens else 0.0,
+            # of the blocks that hold something; the pool itself (kv_bytes) is taken at the start
+            "kv_used_bytes": held_tokens * int(self.facts.get("kv_token_bytes", 0)),
+            "latency": self.engine.latency.as_json(),
             "evictions": index.evicted_blocks,
             "invalidated_blocks": index.invalidated_blocks,
             "sequences": {

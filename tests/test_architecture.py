@@ -37,7 +37,7 @@ IMPURE = frozenset(
 EMPTY_WORDS = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "shared"})
 TORCH_FREE = (
     "engine", "engine.config", "engine.errors", "engine.kv.blocks", "engine.kv.layout",
-    "engine.kv.prefix", "engine.models.config", "engine.models.rope", "engine.plan", "engine.request",
+    "engine.kv.prefix", "engine.latency", "engine.models.config", "engine.models.rope", "engine.plan", "engine.request",
     "engine.scheduler", "engine.text.detokenizer", "engine.weights.config_json",
     "engine.weights.fetch", "engine.weights.shapes",
 )  # fmt: skip

@@ -38,6 +38,8 @@ def test_the_smaller_of_option_model_and_pool_bounds_a_request(folder: Path) -> 
     assert service.engine.scheduler.capacity_tokens == 64
     assert service.stats()["kv_bytes"] == 2 * block_bytes
     assert service.stats()["dtype"] == "float32"
+    assert service.stats()["kv_used_bytes"] == 0
+    assert service.stats()["kv_token_bytes"] * 32 == block_bytes
 
 
 def test_token_ids_are_bounded_by_the_smaller_of_tokenizer_and_model(folder: Path) -> None:

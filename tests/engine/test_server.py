@@ -176,3 +176,19 @@ async def test_an_unexpected_fault_is_500_without_its_details() -> None:
         response = await one.client.get("/kv/stats")
         assert response.status == 500
         assert (await response.json())["error"]["message"] == "The engine failed."
+
+
+async def test_stats_name_the_hit_rate_the_waits_and_the_memory_in_use() -> None:
+    async with scripted() as one:
+        one.service.facts = {"kv_token_bytes": 100}
+        assert (await (await one.client.get("/kv/stats")).json())["hit_rate"] == 0.0
+        for _ in range(2):
+            await one.client.post(CHAT, json=chat(max_tokens=3))
+        found = await (await one.client.get("/kv/stats")).json()
+        assert found["latency"]["first_token"]["count"] == 2
+        assert found["latency"]["inter_token"]["count"] == 4
+        tokens = found["tokens"]
+        assert found["hit_rate"] == round(tokens["hit"] / (tokens["hit"] + tokens["miss"]), 4) > 0
+        blocks = found["blocks"]
+        kept = (blocks["total"] - blocks["free"]) * blocks["block_tokens"]
+        assert found["kv_used_bytes"] == kept * 100 > 0
