@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import orjson
+
 from gateway.request_log import Answered, Visit
 from policies.analytics import Recommendation, Tally, recommend
-from policies.call import Call, RequestError, canonical
+from policies.call import NOT_IN_THE_ANSWER, Call
 from policies.conversation import Shape, shape_of
 from policies.keys import fingerprint
 from policies.plan import Plan
@@ -148,12 +150,17 @@ def _shape(call: Call | None) -> Shape:
 
 
 def _question(visit: Visit, plan: Plan) -> bytes | None:
-    """The beginning of the fingerprint; made here for what did not use the response store."""
+    """The beginning of the fingerprint; for what did not use the response store, of its like.
+
+    That has no canonical form, and making one here would hold up the loop for a long request.
+    """
     if plan.enabled:
         return plan.fingerprint[:_QUESTION_BYTES]
     if visit.call is None:
         return None
+    body = {key: value for key, value in visit.call.body.items() if key not in NOT_IN_THE_ANSWER}
     try:
-        return fingerprint(canonical(visit.call))[:_QUESTION_BYTES]
-    except RequestError:  # nested too deep: its backend was asked, but nothing here can name it
+        like = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:  # nested too deep
         return None
+    return fingerprint(like)[:_QUESTION_BYTES]

@@ -162,7 +162,7 @@ def test_repeats_are_seen_with_and_without_the_store() -> None:
 def test_what_cannot_be_told_apart_is_not_called_a_repeat() -> None:
     book = Book()
     deep: Any = []
-    for _ in range(200):
+    for _ in range(2000):
         deep = [deep]
     for _ in range(2):
         book.note(wish={"enabled": False}, deep=deep)
