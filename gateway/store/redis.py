@@ -36,10 +36,10 @@ GRACE_S: Final = 60.0
 USES_PER_TELLING: Final = 32
 PAGE: Final = 512
 """Entries looked at in one run of a script: none may hold the server up for long."""
-OVERHEAD_BYTES: Final = 900
-"""What an entry takes beside its own bytes: three keys in sorted sets, one in a hash (measured)."""
-INDEX_BYTES: Final = 120
-"""What each further index takes (measured)."""
+OVERHEAD_BYTES: Final = 450
+"""What an entry takes beside its own bytes, its record included (measured)."""
+INDEX_BYTES: Final = 110
+"""What each index of it takes (measured)."""
 
 _RANK: Final = {"low": 0, "medium": 1, "high": 2}
 

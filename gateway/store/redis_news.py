@@ -110,13 +110,18 @@ class RedisNews:
             del self._waiting[name]
 
     async def _listen(self) -> None:
-        while True:
+        while not self._ended():
             try:
                 async with self._client.pubsub() as pubsub:
                     await self._follow(pubsub)
             except StoreError:
                 self.subscribed.clear()
             await self._sleep(RETRY_S)
+
+    @staticmethod
+    def _ended() -> bool:
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
 
     async def _follow(self, pubsub: PubSub) -> None:
         with failing_as_store():
@@ -126,7 +131,8 @@ class RedisNews:
         for channel in self._listeners:
             await self._catch_up(channel)
         self.subscribed.set()
-        while True:
+        # Before Python 3.12 asyncio.wait_for, which the client uses, can lose a cancellation.
+        while not self._ended():
             with failing_as_store():
                 message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
             if message is None:

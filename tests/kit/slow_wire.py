@@ -59,12 +59,14 @@ class SlowWire:
         self._tasks.start(self._down(up_reader, writer), name="down")
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await reader.read(2**16):
-                self.asked += 1
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+        try:
+            with suppress(OSError):
+                while data := await reader.read(2**16):
+                    self.asked += 1
+                    writer.write(data)
+                    await writer.drain()
+        finally:
+            writer.close()
 
     async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
