@@ -121,19 +121,8 @@ async def build(
     )
     store = places.tiers
     flights, recall = Flights(tasks), Recall()
-    journal = Journal(
-        {
-            model: Price(price.miss_per_mtok, price.hit_per_mtok, price.output_per_mtok)
-            for model, price in config.prices.items()
-        },
-        RequestLog(
-            config.server.log_level,
-            config.server.log_format,
-            log_stream or sys.stderr,
-            worker=team.number if team else None,
-        ),
-        conversations := Conversations(now),
-    )
+    conversations = Conversations(now)
+    journal = _journal(config, conversations, log_stream or sys.stderr, team)
     traffic = Traffic(places=config.warm.concurrency, clock=time.monotonic)
     pipeline = Pipeline(
         rules=rules,
@@ -177,6 +166,18 @@ async def build(
     open_warming(gateway, rules, traffic, now=now, clock=clock).mount(app)
     _mount(app, gateway, rules, team, now=now, clock=clock)
     return app
+
+
+def _journal(
+    config: Config, conversations: Conversations, log_stream: TextIO, team: Team | None
+) -> Journal:
+    prices = {
+        model: Price(price.miss_per_mtok, price.hit_per_mtok, price.output_per_mtok)
+        for model, price in config.prices.items()
+    }
+    server, worker = config.server, team.number if team else None
+    log = RequestLog(server.log_level, server.log_format, log_stream, worker=worker)
+    return Journal(prices, log, conversations)
 
 
 def _mount(
