@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
-from gateway.logs import Bridge, LogFormat, configure, escaped, redacted
+from gateway.logs import Bridge, LogFormat, Sink, configure, escaped, redacted
 
 
 @pytest.fixture(autouse=True)
@@ -185,3 +185,55 @@ def test_helpers() -> None:
     assert redacted("api_key=abcdef x") == "[redacted] x"
     assert escaped("plain") == "plain"
     assert escaped("\U0001f600\n") == "\U0001f600\\n"
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_of_several_workers_each_line_says_whose_it_is(log_format: LogFormat) -> None:
+    stream = io.StringIO()
+    configure("info", log_format, stream, worker=3)
+    structlog.get_logger("kvgate.test").info("a", n=1)
+    (line,) = stream.getvalue().splitlines()
+    if log_format == "json":
+        assert json.loads(line)["worker"] == 3
+    else:
+        assert line.endswith(" a n=1 worker=3")
+
+
+class Writes(io.RawIOBase):
+    """What was written at once."""
+
+    def __init__(self) -> None:
+        self.portions: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.portions.append(bytes(data))
+        return len(data)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "portions"),
+    [
+        ((10, 10), [20]),
+        ((4096,), [4096]),
+        ((4000, 50, 100), [4050, 100]),
+        ((10, 9000, 10), [10, 9000, 10]),
+        ((9000,), [9000]),
+    ],
+)
+def test_lines_of_several_processes_do_not_run_into_each_other(
+    lengths: tuple[int, ...], portions: list[int]
+) -> None:
+    raw = Writes()
+    stream = io.TextIOWrapper(io.BufferedWriter(raw, buffer_size=2**16))
+    Sink(stream).msg(b"".join(b"x" * (length - 1) + b"\n" for length in lengths))
+    assert [len(portion) for portion in raw.portions] == portions
+
+
+def test_a_long_line_without_an_end_is_written_too() -> None:
+    raw = Writes()
+    stream = io.TextIOWrapper(io.BufferedWriter(raw, buffer_size=2**16))
+    Sink(stream).msg(b"x" * 5000)
+    assert raw.portions == [b"x" * 5000]

@@ -43,10 +43,12 @@ def answered(
     backend=st.none() | st.sampled_from(["up", "a b", "\x1b[2J"]),
     why=st.none() | st.sampled_from(["cold", "fingerprint"]),
 )
+@pytest.mark.parametrize("worker", [None, 3])
 @pytest.mark.parametrize("colours", [True, False])
 def test_the_fast_console_line_is_the_plain_one(
     *,
     colours: bool,
+    worker: int | None,
     model: str,
     tenant: str,
     enabled: bool,
@@ -57,11 +59,11 @@ def test_the_fast_console_line_is_the_plain_one(
 ) -> None:
     outcome = replace(OUTCOME, level=level, backend=backend, miss_reason=why, status=404)
     visit = answered(outcome, model=model, tenant=tenant, enabled=enabled, seconds=seconds)
-    plain = ConsoleLine(colours=colours)
+    plain = ConsoleLine(colours=colours, worker=worker)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("gateway.logs.timestamp", lambda: CLOCK)
         expected = plain(Sink(io.StringIO(), "kvgate.request"), "info", fields(visit))
-    fast = console_line(visit, CLOCK[11:23], plain.severities["info"])
+    fast = console_line(visit, CLOCK[11:23], plain.severities["info"], f"{plain.end}\n")
     assert fast.encode("utf-8", "backslashreplace") == expected
     assert fast.count("\n") == 1
 
@@ -97,3 +99,13 @@ def test_of_nothing_nothing_is_written() -> None:
     stream = io.StringIO()
     RequestLog("info", "console", stream).answered([])
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_of_several_workers_each_line_says_whose_it_is(
+    log_format: Literal["json", "console"],
+) -> None:
+    stream = io.StringIO()
+    RequestLog("info", log_format, stream, worker=3).answered([answered()])
+    line = stream.getvalue()
+    assert line.endswith(" worker=3\n") if log_format == "console" else '"worker":3' in line

@@ -242,3 +242,66 @@ def test_both_families_can_be_bound(host: str) -> None:
     with listener:
         assert listener.getsockname()[1] > 0
         assert not listener.getblocking()
+
+
+def test_several_workers_get_a_listener_each_on_one_port() -> None:
+    listeners = module._bind_several("127.0.0.1", 0, 3)
+    try:
+        (port,) = {listener.getsockname()[1] for listener in listeners}
+        assert len(listeners) == 3
+        one_more = module._beside(listeners[0])
+        listeners[0].close()
+        with one_more() as replaced:
+            assert replaced.getsockname()[1] == port
+        assert module.url_of(listeners[1]) == f"http://127.0.0.1:{port}"
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def test_a_port_that_our_own_kind_shares_is_still_in_use() -> None:
+    listeners = module._bind_several("127.0.0.1", 0, 2)
+    try:
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - the errno is checked
+            module._bind_several("127.0.0.1", listeners[0].getsockname()[1], 2)
+        assert caught.value.errno == errno.EADDRINUSE
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def test_a_listener_that_cannot_be_had_closes_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[socket.socket] = []
+    bind = module._bind
+
+    def bind_twice(host: str, port: int, *, shared: bool = False) -> socket.socket:
+        if len(bound) == 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        bound.append(bind(host, port, shared=shared))
+        return bound[-1]
+
+    monkeypatch.setattr(module, "_bind", bind_twice)
+    with pytest.raises(OSError, match="Too many open files"):
+        module._bind_several("127.0.0.1", 0, 3)
+    assert [listener.fileno() for listener in bound] == [-1, -1]
+
+
+def test_with_several_workers_a_supervisor_runs_and_its_exit_code_is_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[tuple[int, str]] = []
+
+    class Supervisor:
+        def __init__(self, _: Config, listeners: list[socket.socket], *, url: str, bind: object):
+            made.append((len(listeners), url))
+
+        async def run(self) -> int:
+            return 7
+
+    monkeypatch.setattr(module, "Supervisor", Supervisor)
+    backend = {"name": "up", "base_url": "http://127.0.0.1:9/v1", "models": ["m"]}
+    config = Config.model_validate({"server": {"port": 0, "workers": 2}, "backends": [backend]})
+    assert module.serve(config) == 7
+    ((count, url),) = made
+    assert count == 2
+    assert url.startswith("http://127.0.0.1:")
