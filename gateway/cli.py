@@ -133,6 +133,28 @@ def stats(
     Console().print(_table(counted))
 
 
+@app.command()
+def warm(
+    file: Annotated[Path, typer.Argument(help="YAML or JSON: a list of questions, or patterns.")],
+    *,
+    url: Annotated[str, typer.Option(envvar="KVGATE_URL", help="The gateway.")] = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The ended job, as JSON.")] = False,
+) -> None:
+    """Have questions answered and stored before anybody asks them. Ctrl-C cancels."""
+    from rich.console import Console
+
+    from gateway.cli_warm import CannotWarmError, Remote
+    from gateway.cli_warm import warm as warm_until_done
+
+    try:
+        remote = Remote(url.rstrip("/"), api_key)
+        code = warm_until_done(file, remote, as_json=as_json, console=Console(stderr=True))
+    except CannotWarmError as error:
+        _fail(str(error))
+    raise typer.Exit(code)
+
+
 @model_app.command("fetch")
 def fetch_model() -> None:
     """Fetch the default model now, rather than on the first start."""
