@@ -51,7 +51,8 @@ class Warm:
         """A job as JSON, or how it goes on as server-sent events. Raises: ClientFault 404."""
         tenant, name = self._who(request).tenant, request.match_info["job"]
         job = _there(await self._jobs.find(tenant, name))
-        if sse.CONTENT_TYPE.partition(";")[0] not in request.headers.get("Accept", ""):
+        wants_events = sse.CONTENT_TYPE.partition(";")[0] in request.headers.get("Accept", "")
+        if not wants_events or request.method == "HEAD":  # a stream's bytes would follow the head
             return json_response(job.shown())
         response = web.StreamResponse(
             headers={

@@ -58,6 +58,14 @@ async def test_a_job_is_taken_at_once_and_its_events_tell_how_it_goes_on() -> No
         assert (await service.send("GET", f"{WARM}/{job['id']}")).body == last
 
 
+async def test_the_head_of_a_job_is_a_head_even_for_who_wants_events() -> None:
+    async with serving() as service:
+        path = f"/v1/cache/warm/{await submitted(service, {'questions': ['a']})}"
+        head = await service.send("HEAD", path, headers={"Accept": "text/event-stream"})
+        assert (head.status, head.raw) == (200, b"")
+        assert (await service.send("GET", path)).status == 200  # nothing stands before it
+
+
 async def test_the_statistics_count_warming_apart() -> None:
     async with serving() as service:
         await followed(service, await submitted(service, {"questions": ["One?"]}))
