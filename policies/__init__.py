@@ -22,6 +22,7 @@ Read in this order:
                   learned from what comes back;  ``replay``  what a cache would have done
 10. ``record``    how the large records of the hot path are made
 11. ``conversation``  what a conversation is about;  ``analytics``  what its numbers recommend
+12. ``contexts``  shared contexts: who may use one, does a call start with its text
 
 A client's fault is a ``policies.call.RequestError``; there is no other exception on purpose.
 """

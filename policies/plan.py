@@ -131,7 +131,9 @@ def decide(
 def _key(call: Call, directive: Directive, scope: Scope, model: str, print_: bytes | None) -> bytes:
     # without the fingerprint, the endpoint alone keeps answers of different shapes apart
     endpoint = call.endpoint if print_ is None else None
-    return entry_key(scope, model, directive.cache_key, print_, endpoint=endpoint)
+    # a context's own name names nothing more: calls that bring its text meet those that leave it
+    name = None if directive.cache_key == scope.context else directive.cache_key
+    return entry_key(scope, model, name, print_, endpoint=endpoint)
 
 
 def believed_user(directive: Directive, principal: Principal) -> str | None:

@@ -256,6 +256,14 @@ class TestScope:
         assert plan.key != other.key
         assert plan.salt != other.salt
 
+    def test_the_name_of_the_context_is_no_key_beside_it(self) -> None:
+        plain, its_name, another = (
+            plan_of({"enabled": True, "cache_key": key}, principal=MEMBER, context=terms_of())
+            for key in (None, "team", "another")
+        )
+        assert plain.key == its_name.key != another.key
+        assert its_name.cache_key == "team"
+
     def test_what_the_call_says_comes_before_what_the_context_brings(self) -> None:
         plan = plan_of({"ttl": 60, "tier": "hot"}, principal=MEMBER, context=terms_of())
         assert (plan.ttl_s, plan.priority, plan.tier) == (60, "high", "hot")
