@@ -117,6 +117,7 @@ def test_each_tenant_has_its_own_room(monkeypatch: pytest.MonkeyPatch) -> None:
         book.note("first")  # in use: it stays
         book.note(f"c{number}", principal=OPEN)
     assert book.names() == ["c9", "first", "c8"]
+    assert book.conversations.of("default")[1].tally.calls == 10
     assert book.names("quiet") == ["kept"]
 
 

@@ -181,6 +181,25 @@ async def test_a_key_of_one_user_sees_that_users_alone() -> None:
             assert (refused.status, refused.error["code"]) == (403, "user_mismatch")
 
 
+async def test_users_of_one_tenant_do_not_see_each_other_and_a_key_of_no_user_sees_both() -> None:
+    tenants = [
+        {"name": "t", "api_keys": [ALICE], "user": "ann"},
+        {"name": "t", "api_keys": [BOB], "user": "ben"},
+        {"name": "t", "api_keys": [CAROL]},
+    ]
+    async with serving(tenants=tenants) as service:
+        await talked(service, "anns", times=5, key=ALICE)
+        assert (await shown(service, f"{NAME}anns", key=ALICE))["calls"] == 5
+        assert (await shown(service, f"{NAME}anns", key=CAROL))["calls"] == 5
+        for verb in ("GET", "DELETE"):
+            refused = await service.send(verb, f"{NAME}anns", key=BOB)
+            assert (refused.status, refused.error["code"]) == (404, "conversation_not_found")
+        for path in LISTS:
+            assert (await shown(service, path, key=BOB))["data"] == []
+        await talked(service, "anns", key=ALICE)
+        assert (await shown(service, f"{NAME}anns", key=ALICE))["hits"] == 5  # nothing is gone
+
+
 async def test_a_trusted_key_looks_at_the_user_it_names() -> None:
     async with serving(tenants=TENANTS) as service:
         for user in ("ann", "ben"):
