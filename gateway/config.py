@@ -266,7 +266,3 @@ def _doubts(data: Mapping[str, Any]) -> Iterator[tuple[Where, str]]:
             doubt = weak_key(key)
             if doubt:
                 yield ("tenants", index, "api_keys", place), doubt
-    for name, tier in (data.get("tiers") or {}).items():
-        if isinstance(tier, Mapping) and tier.get("store") == "disk":
-            message = "disk comes with a later version; until then entries are kept in memory"
-            yield ("tiers", name, "store"), message

@@ -42,7 +42,7 @@ DEFAULT_TABLES: Mapping[str, Any] = {
             "stale_if_error": 300,
         },
         "warm": {"ttl": 1800, "priority": "medium"},
-        "cold": {"ttl": 7200, "priority": "low"},
+        "cold": {"ttl": 7200, "priority": "low", "store": "disk", "max_bytes": 4 * 2**30},
     },
     "prompt_types": {
         "faq": "hot",

@@ -4,15 +4,19 @@ One process with everything in memory needs none of the last three from outside;
 share them on disk or in Redis.
 """
 
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.config import Config
 from gateway.flights import Tasks
 from gateway.leading import Leading
 from gateway.store.base import Store
+from gateway.store.disk import default_folder
+from gateway.store.disk_place import DiskPlace
 from gateway.store.memory import MemoryStore
 from gateway.store.sharing import Leases, Listener, News, Records
 from gateway.store.sharing_memory import MemoryLeases, MemoryRecords
@@ -51,31 +55,62 @@ async def open_places(
     ``news`` reaches the other workers of this gateway, if ``several`` processes serve it.
     """
     redis = _redis(config, draw=draw, clock=clock, tasks=tasks)
+    # Without Redis several workers have their leases and records on disk, if nothing else.
+    stored = {rule.store for rule in rules.tiers.values()}
+    disk = None
+    if "disk" in stored or (several and redis is None):
+        disk = _disk(config, now=now, draw=draw, clock=clock, tasks=tasks)
+    kinds = {rule.store for rule in rules.tiers.values()}
+    shared = redis or disk
+    # Who waits for another's answer must be able to find it.
+    meeting = redis if redis and "redis" in kinds else disk if several else None
     shares = {one.name: one.max_bytes for one in config.tenants if one.max_bytes is not None}
-    leases: Leases = redis.leases if redis else MemoryLeases(now=now)
-    records: Records = redis.records if redis else MemoryRecords()
+    leases: Leases = shared.leases if shared else MemoryLeases(now=now)
+    records: Records = shared.records if shared else MemoryRecords()
     if redis is not None:
         several, news = True, BothNews(news, redis.news) if news else redis.news
     stores: dict[TierName, Store] = {}
     for tier, rule in rules.tiers.items():
         if rule.store == "redis" and redis is not None:
             stores[tier] = redis.tier(tier, max_bytes=rule.max_bytes, shares=shares)
+        elif rule.store == "disk" and disk is not None:
+            stores[tier] = disk.tier(tier, max_bytes=rule.max_bytes, shares=shares)
         else:
             stores[tier] = MemoryStore(tier, max_bytes=rule.max_bytes, shares=shares)
     tiers = Tiers(stores, several=several)
-    # Who waits for another's answer must be able to find it.
-    leads = several and any(fill.store != "memory" for fill in tiers.fills())
     last = AsyncExitStack()
     if redis is not None:
         last.push_async_callback(redis.close)
+    if disk is not None:
+        await disk.open()
+        last.push_async_callback(disk.close)
     last.push_async_callback(tiers.close)
     return Places(
         tiers=tiers,
         leases=leases,
         records=records,
         news=news,
-        leading=Leading(leases, tasks) if leads else None,
+        leading=Leading(meeting.leases, tasks) if meeting else None,
         close=last.aclose,
+    )
+
+
+def _disk(
+    config: Config,
+    *,
+    now: Callable[[], float],
+    draw: Callable[[], float],
+    clock: Callable[[], float],
+    tasks: Tasks,
+) -> DiskPlace:
+    named = config.store.disk_path
+    return DiskPlace(
+        Path(named).expanduser() if named else default_folder(os.environ),
+        limit_s=config.store.timeout_ms / 1000,
+        now=now,
+        clock=clock,
+        draw=draw,
+        tasks=tasks,
     )
 
 

@@ -12,6 +12,9 @@ from hypothesis import settings
 # processes need the cores; the engine's own process sets the same. Before anything imports torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# A gateway started as a process keeps nothing in the user's cache folder; who tests the disk says so.
+os.environ.setdefault("KVGATE_TIERS__COLD__STORE", "memory")
+
 # A machine under load is slow, not wrong: how long an example takes decides nothing here.
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")

@@ -323,20 +323,27 @@ def _prepare(connection: sqlite3.Connection, schema: str) -> None:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or attempt == 99:
                 raise
             threading.Event().wait(0.02)
-    ((mark,),) = connection.execute("PRAGMA application_id").fetchall()
-    if mark not in {0, APPLICATION}:
-        raise DamagedError("the file belongs to another program or version")
-    ((version,),) = connection.execute("PRAGMA user_version").fetchall()
     wanted = _fingerprint(schema)
-    if version == wanted:
+    if _marks(connection) == (APPLICATION, wanted):
         return
     with transaction(connection):
-        if mark == 0 and connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall():
-            raise DamagedError("the file belongs to another program")
-        for statement in schema.split(";;"):
+        mark, version = _marks(connection)  # another thread or process may have been first
+        empty = not connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+        if mark != APPLICATION and not (mark == 0 and empty):
+            raise DamagedError("the file belongs to another program or version")
+        if version == wanted:
+            return
+        for statement in filter(None, schema.split(";;")):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id={APPLICATION}")
         connection.execute(f"PRAGMA user_version={wanted}")
+
+
+def _marks(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Whose file it is, and for which tables."""
+    ((mark,),) = connection.execute("PRAGMA application_id").fetchall()
+    ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+    return mark, version
 
 
 def _fingerprint(schema: str) -> int:

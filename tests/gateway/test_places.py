@@ -1,17 +1,22 @@
 """What is kept where, by the configuration."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from gateway.config import Config
 from gateway.flights import Tasks
 from gateway.places import BothNews, Places, open_places
+from gateway.store.base import StoreError
 from gateway.store.sharing import Listener, News
 from tests.kit import redis_server
 from tests.kit.clock import Clock
+from tests.kit.entries import NOW, entry_of, key_of
 
 
-async def opened(config: Config, news: News | None = None) -> Places:
+async def opened(config: Config, news: News | None = None, *, several: bool = False) -> Places:
     clock, tasks = Clock(), Tasks()
     return await open_places(
         config,
@@ -21,6 +26,7 @@ async def opened(config: Config, news: News | None = None) -> Places:
         draw=lambda: 0.0,
         clock=clock.monotonic,
         news=news,
+        several=several,
     )
 
 
@@ -51,8 +57,51 @@ async def test_with_a_redis_url_its_tiers_and_all_that_is_shared_lie_there() -> 
 
 
 async def test_who_could_not_find_anothers_answer_does_not_wait_for_it() -> None:
-    places = await opened(Config.model_validate({"store": {"redis_url": "redis://127.0.0.1:1"}}))
+    tiers = {"cold": {"store": "memory"}}
+    store = {"redis_url": "redis://127.0.0.1:1"}
+    places = await opened(Config.model_validate({"tiers": tiers, "store": store}))
     assert places.leading is None
+    await places.close()
+
+
+async def test_with_a_tier_on_disk_all_that_is_shared_lies_there_too(tmp_path: Path) -> None:
+    config = Config.model_validate({"store": {"disk_path": str(tmp_path / "new" / "folder")}})
+    places = await opened(config, several=True)
+    try:
+        assert [fill.store for fill in places.tiers.fills()] == ["memory", "memory", "disk"]
+        assert places.leading is not None
+        assert await places.leases.take(b"k", ttl_s=60)
+        await places.records.write("kind", "t", "name", b"data")
+        await places.tiers.put(entry_of("a", tier="cold"), now=NOW)
+        other = await opened(config, several=True)
+        assert not await other.leases.take(b"k", ttl_s=60)
+        assert await other.records.read("kind", "t", "name") == b"data"
+        assert await other.tiers.get(key_of("a"), now=NOW) == entry_of("a", tier="cold")
+        await other.close()
+    finally:
+        await places.close()
+    assert (tmp_path / "new" / "folder").stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "new" / "folder").iterdir()} == {
+        0o600
+    }
+
+
+async def test_a_single_process_with_a_disk_takes_no_leases(tmp_path: Path) -> None:
+    places = await opened(Config.model_validate({"store": {"disk_path": str(tmp_path)}}))
+    assert places.leading is None
+    await places.close()
+
+
+async def test_a_folder_that_cannot_be_made_fails_the_store_and_not_the_start(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_text("")
+    path = str(tmp_path / "file" / "folder")
+    places = await opened(Config.model_validate({"store": {"disk_path": path}}))
+    with pytest.raises(StoreError):
+        await places.tiers.get(key_of("a"), now=NOW)
+    await places.tiers.put(entry_of("b", tier="hot"), now=NOW)
+    assert await places.tiers.get(key_of("b"), now=NOW) is not None
     await places.close()
 
 

@@ -19,6 +19,7 @@ from openai import AsyncOpenAI
 
 from gateway.app import GATEWAY, Gateway, build
 from gateway.config import Config
+from gateway.config_sources import overlay
 from tests.kit.clock import Clock
 from tests.kit.scripted_upstream import ScriptedUpstream
 
@@ -163,7 +164,9 @@ async def serving(
             "read_timeout": read_timeout,
         }
         server = {"log_format": "json"}
-        wishes = Config.model_validate({"backends": [backend], "server": server, **config})
+        tiers = {"cold": {"store": "memory"}}  # who tests the disk gives a folder and says so
+        given = {"backends": [backend], "server": server, "tiers": tiers}
+        wishes = Config.model_validate(overlay(given, config))
         log = io.StringIO()
         app = await build(
             wishes,
