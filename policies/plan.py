@@ -1,6 +1,5 @@
 """The plan: where the call, the client's wishes, the principal's rights and the rules meet."""
 
-from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from policies.call import Call, RequestError, canonical
@@ -252,7 +251,7 @@ class _Retention(NamedTuple):
     priority: Priority
 
 
-def _retention(bids: Iterable[_Bid], reasons: list[Reason]) -> _Retention:
+def _retention(bids: list[_Bid], reasons: list[Reason]) -> _Retention:
     tier: TierName | None = None
     ttl_s: float | None = None
     priority: Priority | None = None
@@ -272,7 +271,7 @@ def _retention(bids: Iterable[_Bid], reasons: list[Reason]) -> _Retention:
     return _Retention(tier, ttl_s, priority)
 
 
-def _bids(call: Call, directive: Directive, rules: Rules, shared: Terms | None) -> Iterable[_Bid]:
+def _bids(call: Call, directive: Directive, rules: Rules, shared: Terms | None) -> list[_Bid]:
     """The rules that speak for this call, in the protocol's order of precedence."""
     origins = directive.origins
     bids: list[_Bid] = []
