@@ -1,18 +1,19 @@
 """A time limit and a circuit breaker around whatever is kept outside this process's memory.
 
-Each call may take so long and no longer. After a few failures in a row the circuit opens: calls fail
-at once, without a wait and without a line in the log, until a probe finds the place working again.
-Probes are made in the background, seldom, and only while somebody asks; no request waits for one.
+Each call may take so long and no longer. After a failure nobody else waits: calls fail at once until
+a probe in the background has found the place working. If that fails too, several times in a row, the
+circuit is open: one line in the log, probes become seldom and are only made while somebody asks. One
+late answer costs a few hits; a place that is gone costs the callers of one moment one time limit.
 
 A place that is full (:class:`~gateway.store.base.StoreFull`) still gives back what it has: taking
-entries has a circuit of its own.
-One :class:`Guard` watches one place (a server, a folder); all that lies there shares it.
+entries has a circuit of its own. One :class:`Guard` watches one place (a server, a folder); all that
+lies there shares it.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -22,6 +23,7 @@ from gateway.store.sharing import Leases, Listener, News, Records
 from policies.freshness import EntryMeta
 
 FAILURES_IN_A_ROW: Final = 3
+"""Of calls and probes together."""
 FIRST_BACKOFF_S: Final = 0.5
 LONGEST_BACKOFF_S: Final = 5.0
 LONG_CALLS: Final = 100
@@ -32,7 +34,7 @@ _log = structlog.get_logger("kvgate.store")
 
 
 class Circuit:
-    """Closed: calls pass. Open: they do not, but for a probe now and then."""
+    """Closed: calls pass. After a failure they do not, until a probe worked; open: probes are rare."""
 
     __slots__ = (
         "_backoff_s",
@@ -42,8 +44,8 @@ class Circuit:
         "_draw",
         "_failures",
         "_probe_at",
-        "_probing",
         "is_open",
+        "probing",
     )
 
     def __init__(
@@ -64,44 +66,41 @@ class Circuit:
         self._backoff_s = FIRST_BACKOFF_S
         self._closed_at = clock()
         self._probe_at = 0.0
-        self._probing = False
         self.is_open = False
+        self.probing = False
+        """Set by whoever begins a probe, and taken back by him when it has ended."""
 
-    def admits(self) -> Literal["call", "probe", "nothing"]:
-        """What may be done now. A ``probe`` must end in :meth:`worked`, :meth:`failed` or :meth:`left`."""
-        if not self.is_open:
-            return "call"
-        if self._probing or self._clock() < self._probe_at:
-            return "nothing"
-        self._probing = True
-        return "probe"
+    @property
+    def passes(self) -> bool:
+        """Whether calls may be made."""
+        return self._failures == 0
+
+    @property
+    def wants_probe(self) -> bool:
+        """Whether a probe should begin now."""
+        early = self.is_open and self._clock() < self._probe_at
+        return not (self.passes or self.probing or early)
 
     def worked(self) -> None:
-        """A call was answered."""
+        """A call or a probe was answered."""
         self._failures = 0
         if self.is_open:
-            self.is_open = self._probing = False
+            self.is_open = False
             self._closed_at = self._clock()
             self._changed(None)
 
     def failed(self, error: StoreError) -> None:
-        """A call was not answered, or not in time."""
-        if self.is_open:
-            if self._probing:  # else it is a call from before the circuit opened
-                self._probing = False
-                self._wait_longer()
-            return
+        """A call or a probe was not answered, or not in time."""
         self._failures += 1
-        if self._failures == FAILURES_IN_A_ROW:
+        if self.is_open:
+            if self.probing:  # else it is a call from before the circuit opened
+                self._wait_longer()
+        elif self._failures == FAILURES_IN_A_ROW:
             if self._clock() - self._closed_at > LONGEST_BACKOFF_S:
                 self._backoff_s = FIRST_BACKOFF_S
             self.is_open = True
             self._wait_longer()
             self._changed(error)
-
-    def left(self) -> None:
-        """A call was given up before anything could be said."""
-        self._probing = False
 
     def _wait_longer(self) -> None:
         # Half of it by chance: gateways that lost a server together must not come back together.
@@ -109,8 +108,8 @@ class Circuit:
         self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
 
     def __repr__(self) -> str:
-        state = "open" if self.is_open else f"closed, {self._failures} failures in a row"
-        return f"<Circuit {state}>"
+        state = "open" if self.is_open else "closed"
+        return f"<Circuit {state}, {self._failures} failures in a row>"
 
 
 class Guard:
@@ -136,38 +135,48 @@ class Guard:
 
     async def read(self, work: Callable[[], Awaitable[T]], *, limits: int = 1) -> T:
         """Do ``work``, which takes no room, within so many time limits. Raises: StoreError."""
-        self._pass()
-        return await self._limited(work, limits)
+        if not self._answers.passes:
+            self._look_again()
+            raise StoreError(f"{self._place} does not answer")
+        try:
+            return await self._limited(work, limits)
+        finally:
+            self._look_again()
 
     async def write(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do ``work``, which takes room. Raises: StoreError."""
-        self._pass()
-        if self._takes.admits() == "nothing":
+        """Do ``work``, which takes room; one that is full is probed by it. Raises: StoreError."""
+        takes = self._takes
+        probes = takes.wants_probe
+        if not takes.passes and not probes:
             raise StoreFull(f"{self._place} takes nothing")
+        takes.probing |= probes
         try:
-            result = await self._limited(work, 1)
+            result = await self.read(work)
         except StoreFull as error:
-            self._takes.failed(error)
+            takes.failed(error)
             raise
-        except BaseException:
-            self._takes.left()
-            raise
-        self._takes.worked()
+        finally:
+            if probes:
+                takes.probing = False
+        takes.worked()
         return result
 
-    def _pass(self) -> None:
-        match self._answers.admits():
-            case "call":
-                return
-            case "probe":
-                self._tasks.start(self._try_again(), name=f"probe of {self._place}")
-            case "nothing":
-                pass
-        raise StoreError(f"{self._place} does not answer")
+    def _look_again(self) -> None:
+        """Begin to probe in the background, if it is time to."""
+        if self._answers.wants_probe:
+            self._answers.probing = True
+            self._tasks.start(self._probe_on(), name=f"probe of {self._place}")
 
-    async def _try_again(self) -> None:
-        with suppress(StoreError):
-            await self._limited(self._probe, 1)
+    async def _probe_on(self) -> None:
+        """Probe until the place has answered, or the circuit has opened."""
+        try:
+            while True:
+                with suppress(StoreError):
+                    await self._limited(self._probe, 1)
+                if self._answers.passes or self._answers.is_open:
+                    return
+        finally:
+            self._answers.probing = False
 
     async def _limited(self, work: Callable[[], Awaitable[T]], limits: int) -> T:
         limit_s = limits * self._limit_s
@@ -183,9 +192,6 @@ class Guard:
             raise
         except StoreError as error:
             self._answers.failed(error)
-            raise
-        except BaseException:
-            self._answers.left()
             raise
         self._answers.worked()
         return result

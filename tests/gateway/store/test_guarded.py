@@ -61,13 +61,21 @@ class Place:
 
     async def opened(self) -> None:
         self.trouble = StoreError("down")
+        await self.probed()
+        self.calls = 0
+
+    async def filled(self) -> None:
+        self.trouble = StoreFull("full")
         for _ in range(FAILURES_IN_A_ROW):
-            await self.fails()
+            await self.fails(self.guard.write)
         self.calls = 0
 
     async def probed(self) -> None:
-        """A call that finds the circuit open and lets it probe, and the end of the probe."""
+        """A call that fails, and the end of the probes that follow."""
         await self.fails()
+        await self.settled()
+
+    async def settled(self) -> None:
         await asyncio.gather(*self.tasks._running)
 
     @property
@@ -90,9 +98,11 @@ async def test_a_call_that_works_passes_through(place: Place) -> None:
 
 
 async def test_a_call_that_hangs_is_given_up_after_its_limit(place: Place) -> None:
-    place.stuck = asyncio.Event()
-    assert str(await place.fails()) == "place: no answer within 10 ms"
-    assert str(await place.fails(place.guard.write)) == "place: no answer within 10 ms"
+    for how in (place.guard.read, place.guard.write):
+        place.stuck = asyncio.Event()
+        assert str(await place.fails(how)) == "place: no answer within 10 ms"
+        place.stuck = None
+        await place.settled()
 
 
 async def test_a_long_call_has_a_longer_limit(place: Place) -> None:
@@ -114,12 +124,24 @@ async def test_after_failures_in_a_row_calls_fail_at_once_and_one_line_says_so(
     ]
 
 
+async def test_after_a_single_failure_nobody_waits_until_a_probe_has_worked(place: Place) -> None:
+    place.stuck = asyncio.Event()
+    await place.fails()
+    for _ in range(5):
+        assert str(await place.fails()) == "place does not answer"
+    place.stuck.set()
+    await place.settled()
+    assert place.calls == 2, "the one that hung, and a probe"
+    assert await place.guard.read(place.work) == "done"
+    assert place.log == []
+
+
 async def test_failures_that_are_not_in_a_row_do_not_open_it(place: Place) -> None:
     for _ in range(FAILURES_IN_A_ROW):
         place.trouble = StoreError("down")
-        for _ in range(FAILURES_IN_A_ROW - 1):
-            await place.fails()
+        await place.fails()
         place.trouble = None
+        await place.settled()
         await place.guard.read(place.work)
     assert place.log == []
 
@@ -143,7 +165,7 @@ async def test_only_one_probe_is_under_way_and_nobody_waits_for_it(place: Place)
     for _ in range(5):
         await place.fails()
     assert len(place.tasks) == 1
-    await asyncio.gather(*place.tasks._running)
+    await place.settled()
     assert place.calls == 1
 
 
@@ -190,10 +212,7 @@ async def test_one_that_fails_again_soon_after_waits_on_where_it_was(place: Plac
 
 
 async def test_what_is_full_still_gives_back_what_it_has(place: Place) -> None:
-    place.trouble = StoreFull("full")
-    for _ in range(FAILURES_IN_A_ROW):
-        await place.fails(place.guard.write)
-    place.calls = 0
+    await place.filled()
     assert str(await place.fails(place.guard.write)) == "place takes nothing"
     assert place.calls == 0
     place.trouble = None
@@ -205,10 +224,7 @@ async def test_what_is_full_still_gives_back_what_it_has(place: Place) -> None:
 
 
 async def test_a_full_place_that_stays_full_is_asked_seldom(place: Place) -> None:
-    place.trouble = StoreFull("full")
-    for _ in range(FAILURES_IN_A_ROW):
-        await place.fails(place.guard.write)
-    place.calls = 0
+    await place.filled()
     place.clock.advance(FIRST_BACKOFF_S)
     for _ in range(5):
         await place.fails(place.guard.write)
@@ -231,9 +247,7 @@ async def test_a_caller_who_goes_away_says_nothing_about_the_place(place: Place)
 
 
 async def test_a_probe_that_was_given_up_leaves_room_for_the_next(place: Place) -> None:
-    place.trouble = StoreFull("full")
-    for _ in range(FAILURES_IN_A_ROW):
-        await place.fails(place.guard.write)
+    await place.filled()
     place.clock.advance(FIRST_BACKOFF_S)
     place.stuck = asyncio.Event()
     probe = asyncio.ensure_future(place.guard.write(place.work))
@@ -252,7 +266,7 @@ async def test_a_late_answer_to_an_old_call_closes_the_circuit_too() -> None:
     for _ in range(FAILURES_IN_A_ROW + 2):
         circuit.failed(error)
     assert told == [error]
-    assert repr(circuit) == "<Circuit open>"
+    assert repr(circuit) == "<Circuit open, 5 failures in a row>"
     circuit.worked()
     assert told == [error, None]
     assert repr(circuit) == "<Circuit closed, 0 failures in a row>"
