@@ -209,6 +209,7 @@ def _mount(
         router=router,
         store=gateway.store,
         pipeline=pipeline,
+        contexts=gateway.contexts,
         rules=rules,
         now=now,
         numbers=numbers,

@@ -35,7 +35,7 @@ from policies.contexts import (
     wanted,
 )
 from policies.directive import Directive
-from policies.keys import Principal, kv_salt
+from policies.keys import Principal, Scope, kv_salt
 from policies.plan import believed_user
 from policies.rules import Rules
 
@@ -151,6 +151,20 @@ class Contexts:
         if under is None:
             raise not_found(made.id)
         return under
+
+    async def may_see(self, scope: Scope, principal: Principal) -> bool:
+        """Whether an entry of this scope is any business of ``principal``.
+
+        Keys of no user stand for their tenant. A user sees nothing of what another has for
+        itself, nor of what is shared in a circle that he is not in. Raises: StoreError.
+        """
+        user = principal.user
+        if user is None or principal.admin or scope.kind in {"tenant", "batch"}:
+            return True
+        if scope.kind == "user":
+            return scope.user == user
+        terms = await self.held.find(scope.tenant, scope.context or "")
+        return terms is not None and terms.edition == scope.edition and may_use(terms, user)
 
     # ---- changes
 

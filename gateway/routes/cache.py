@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 
 from gateway.auth import Authenticator
+from gateway.contexts import Contexts
 from gateway.errors import ClientFault, GatewayError
 from gateway.numbers import Ask
 from gateway.pipeline import Pipeline
@@ -19,6 +20,7 @@ from gateway.savings import savings
 from gateway.store.base import Selector
 from gateway.store.tiers import Tiers
 from gateway.tally import Tally, dicts
+from policies.contexts import forbidden, scope_of
 from policies.freshness import EntryMeta
 from policies.keys import Principal, Scope, kv_salt, public_key
 from policies.rules import Rules
@@ -38,6 +40,7 @@ class Cache:
         router: Router,
         store: Tiers,
         pipeline: Pipeline,
+        contexts: Contexts,
         rules: Rules,
         now: Callable[[], float],
         numbers: Ask,
@@ -46,6 +49,7 @@ class Cache:
         self._router = router
         self._store = store
         self._pipeline = pipeline
+        self._contexts = contexts
         self._rules = rules
         self._now = now
         self._numbers = numbers
@@ -93,8 +97,8 @@ class Cache:
 
     async def entries(self, request: web.Request) -> web.Response:
         """A page of entries in the order of their keys. Raises: ClientFault 400."""
-        query = request.query
-        tenant = tenant_asked_for(request, self._who(request))
+        query, principal = request.query, self._who(request)
+        tenant = tenant_asked_for(request, principal)
         limit = page_limit(query.get("limit", "100"))
         found = await self._store.scan(
             Selector(tenant, tier=query.get("tier"), prefix=query.get("prefix")),
@@ -105,7 +109,11 @@ class Cache:
         return json_response(
             {
                 "object": "list",
-                "data": [self._shown(meta) for meta in page],
+                "data": [
+                    self._shown(meta)
+                    for meta in page
+                    if await self._contexts.may_see(meta.scope, principal)
+                ],
                 "has_more": len(found) > limit,
                 "next_cursor": _cursor_after(page[-1]) if len(found) > limit else None,
             }
@@ -128,30 +136,47 @@ class Cache:
     async def invalidate(self, request: web.Request) -> web.Response:
         """Drop what the body names; answers how many entries and KV tokens went.
 
-        Raises: ClientFault 400 for an unknown or missing selector.
+        Raises: ClientFault 400 for an unknown or missing selector; RequestError 403 for a shared
+            context that this user may not use.
         """
         principal = self._who(request)
         wish = object_of(await body_of(request))
         selector, everything = _selector(wish, principal)
+        shared = await self._shared_scopes(selector, principal, everything=everything)
         gone = await self._pipeline.clear(selector)
-        tokens = await self._drop_kv(self._salts(selector, principal, everything=everything))
+        salts = self._salts(selector, principal, shared, everything=everything)
+        tokens = await self._drop_kv(salts)
         return json_response({"entries": len(gone), "kv_tokens": tokens})
 
-    def _salts(
+    async def _shared_scopes(
         self, selector: Selector, principal: Principal, *, everything: bool
+    ) -> list[Scope]:
+        """Of the shared contexts that are meant: all of the tenant's, or the one that is named."""
+        held = self._contexts.held
+        if everything:
+            return [scope_of(terms) async for terms in held.listed(principal.tenant)]
+        if selector.context is None:
+            return []
+        terms = await held.find(principal.tenant, selector.context)
+        if terms is None:  # a kind of context, or nothing
+            return []
+        if not await self._contexts.may_see(scope_of(terms), principal):
+            raise forbidden()
+        return [scope_of(terms)]
+
+    def _salts(
+        self, selector: Selector, principal: Principal, shared: list[Scope], *, everything: bool
     ) -> Iterable[str | None]:
         """Which KV blocks go along: blocks know their scope and nothing finer."""
         if everything and principal.admin:
             return (None,)
-        scopes = []
+        scopes = [*shared]
         if everything:
             scopes.append(Scope(kind="tenant", tenant=principal.tenant))
         if selector.user is not None:
             scopes.append(Scope(kind="user", tenant=principal.tenant, user=selector.user))
         if selector.batch is not None:
             scopes.append(Scope(kind="batch", tenant=principal.tenant, batch=selector.batch))
-        if selector.context is not None:
-            scopes.append(Scope(kind="shared", tenant=principal.tenant, context=selector.context))
         return [kv_salt(scope, self._rules.kv_secret) for scope in scopes]
 
     async def _drop_kv(self, salts: Iterable[str | None]) -> int:
@@ -183,6 +208,8 @@ class Cache:
         # What is shown of a key is its beginning, and keys come in order: the next one is it.
         page = await self._store.scan(Selector(tenant), after=start, limit=1)
         if not page or public_key(page[0].key) != wanted:
+            raise _not_found()
+        if not await self._contexts.may_see(page[0].scope, principal):
             raise _not_found()
         return page[0]
 

@@ -52,7 +52,14 @@ def encode_head(entry: Entry) -> bytes:
     try:
         texts = orjson.dumps(
             [
-                [scope.kind, scope.tenant, scope.user, scope.batch, scope.context],
+                [
+                    scope.kind,
+                    scope.tenant,
+                    scope.user,
+                    scope.batch,
+                    scope.context,
+                    scope.edition,
+                ],
                 meta.model,
                 meta.endpoint,
                 meta.tier,
@@ -127,7 +134,7 @@ def _head(blob: bytes) -> tuple[EntryMeta, int, int, bytes]:
 
 def _meta(key: bytes, numbers: tuple[Any, ...], texts: Any) -> EntryMeta:
     scope, model, endpoint, tier, priority, cache_key, tags, batch_id, user, context = texts
-    kind, tenant, scope_user, scope_batch, scope_context = scope
+    kind, tenant, scope_user, scope_batch, scope_context, edition = scope
     stored_at, ttl_s, revalidate_s, on_error_s, cost_s, *counts = numbers
     size_bytes, prompt_tokens, completion_tokens, status = counts
     for name, word in (("kind", kind), ("tier", tier), ("priority", priority)):
@@ -135,7 +142,7 @@ def _meta(key: bytes, numbers: tuple[Any, ...], texts: Any) -> EntryMeta:
             raise ValueError(f"unknown {name}")
     return EntryMeta(
         key=key,
-        scope=Scope(kind, tenant, scope_user, scope_batch, scope_context),
+        scope=Scope(kind, tenant, scope_user, scope_batch, scope_context, edition),
         model=model,
         endpoint=endpoint,
         tier=tier,

@@ -9,6 +9,7 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
+from gateway.backends.openai import OpenAIBackend
 from gateway.store.base import StoreError
 from tests.kit.scripted_backend import Gate
 from tests.kit.scripted_upstream import Reply, ScriptedUpstream, Seen, chat_body, json_reply
@@ -205,6 +206,56 @@ async def test_what_differs_is_told_to_members_only() -> None:
         assert [code(answer) for answer in answers] == [(403, "context_forbidden")] * 2
         assert answers[0].error == answers[1].error
         assert service.upstream.calls == 0
+
+
+async def test_who_is_not_in_sees_and_clears_nothing_of_it_on_other_routes() -> None:
+    async with company() as service:
+        await put(service, "ann")
+        key = (await named(service)).headers["X-Cache-Key"]
+        path = f"/v1/cache/entries/{key}"
+        for owner, count, status in ((ANN, 1, 200), (OPS, 1, 200), (BOB, 0, 404)):
+            listed = await service.send("GET", "/v1/cache/entries", key=owner)
+            assert len(listed.body["data"]) == count
+            assert (await service.send("GET", path, key=owner)).status == status
+        assert (await service.send("DELETE", path, key=BOB)).status == 404
+        selector = {"context": "team"}
+        answer = await service.send("POST", "/v1/cache/invalidate", selector, key=BOB)
+        assert code(answer) == (403, "context_forbidden")
+        assert level(await named(service)) == "response"
+        answer = await service.send("POST", "/v1/cache/invalidate", selector, key=ANN)
+        assert answer.body["entries"] == 1
+        assert level(await named(service)) == "none"
+
+
+async def test_what_a_user_keeps_to_himself_is_nobody_elses_to_look_at() -> None:
+    async with company() as service:
+        answer = await service.chat({"enabled": True, "scope": "user"}, key=ANN)
+        path = f"/v1/cache/entries/{answer.headers['X-Cache-Key']}"
+        assert (await service.send("GET", path, key=ANN)).status == 200
+        assert (await service.send("GET", path, key=BOB)).status == 404
+
+
+async def test_invalidating_takes_the_kv_of_the_edition_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dropped: list[str | None] = []
+
+    async def drop(_: OpenAIBackend, salt: str | None) -> int:
+        dropped.append(salt)
+        return 64
+
+    monkeypatch.setattr(OpenAIBackend, "invalidate_kv", drop)
+    async with company() as service:
+        await put(service, "ann")
+        contexts = service.gateway.contexts
+        terms = await contexts.held.find("acme", "team")
+        assert terms is not None
+        for selector in ({"context": "team"}, {"all": True}):
+            await service.send("POST", "/v1/cache/invalidate", selector, key=OPS)
+            assert contexts.salt(terms) in dropped
+            dropped.clear()
+        await service.send("POST", "/v1/cache/invalidate", {"context": "code_review"}, key=OPS)
+        assert dropped == []
 
 
 async def test_a_proxys_word_is_taken_and_a_plain_keys_is_not() -> None:

@@ -23,7 +23,7 @@ COUNT = st.integers(-(2**63), 2**63 - 1)
 FULL = entry_of(
     "full",
     b'{"answer":"\xc3\xa9"}',
-    scope=Scope("batch", "t", "u", "b", "c"),
+    scope=Scope("batch", "t", "u", "b", "c", "e"),
     cache_key="v1:ns:rest",
     tags=("x", "y"),
     batch_id="b",
@@ -41,6 +41,7 @@ def entries(draw: st.DrawFn) -> Entry:
         "scope": Scope(
             draw(st.sampled_from(["tenant", "user", "shared", "batch"])),
             draw(TEXT),
+            draw(MAYBE),
             draw(MAYBE),
             draw(MAYBE),
             draw(MAYBE),
