@@ -56,11 +56,12 @@ def with_usage(outcome: Outcome, usage: Usage) -> Outcome:
 def of_several(plan: Plan, outcomes: Sequence[tuple[Outcome, int]]) -> Outcome:
     """One outcome for inputs that were answered each on its own, and how often each was asked for.
 
-    A hit as soon as one input came from the store. An input that stands twice and is computed once
-    saves its tokens once.
+    A hit as soon as one input came from the store. That an input stands twice and is computed once
+    is the client's own saving, not ours.
     """
     kept = [outcome for outcome, _ in outcomes if outcome.forwarded is None]
     asked = [outcome for outcome, _ in outcomes if outcome.forwarded is not None]
+    along = [outcome for outcome in asked if outcome.collapsed]
     first = (asked or kept)[0]
     reused = sum(outcome.hit_tokens for outcome in asked)
     left_s = [outcome.ttl_left_s for outcome, _ in outcomes if outcome.ttl_left_s is not None]
@@ -68,9 +69,9 @@ def of_several(plan: Plan, outcomes: Sequence[tuple[Outcome, int]]) -> Outcome:
         first,
         level="response" if kept else "prefix" if reused else "none",
         hit=bool(kept or reused),
-        collapsed=bool(asked) and not kept and all(outcome.collapsed for outcome in asked),
+        collapsed=bool(along) and not kept,
         stale=any(outcome.stale for outcome in kept),
-        forwarded="partial" if asked and kept else first.forwarded,
+        forwarded="partial" if asked and (kept or 0 < len(along) < len(asked)) else first.forwarded,
         key=plan.public_key,
         age_s=max((outcome.age_s or 0.0 for outcome in kept), default=None),
         ttl_left_s=min(left_s, default=None),
@@ -85,7 +86,8 @@ def of_several(plan: Plan, outcomes: Sequence[tuple[Outcome, int]]) -> Outcome:
 
 
 def _saved(outcome: Outcome, times: int) -> int:
-    return outcome.tokens_saved + outcome.prompt_tokens * (times - 1)
+    spared = outcome.forwarded is None or outcome.collapsed
+    return outcome.tokens_saved * times if spared else outcome.tokens_saved
 
 
 def from_store(entry: Entry, plan: Plan, verdict: Fresh | Stale) -> Outcome:

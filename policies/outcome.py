@@ -71,8 +71,8 @@ class Outcome:
     last chunk from a second one. ``hit`` says that the response level answered, or that the
     backend reused at least one KV block. ``age_s`` and ``ttl_left_s`` are set when a stored
     answer was served; on a miss ``ttl_left_s`` is what the new entry gets at most, None when none is
-    kept. ``forwarded`` is None when no backend was asked, and ``partial``
-    when one was asked for some of several inputs. ``key`` is the public key.
+    kept. ``forwarded`` is None when no backend was asked, and ``partial`` when one was asked for
+    some of several inputs. ``key`` is the public key.
     ``detail`` is a word for Cache-Status when something went wrong on our side of the cache.
     """
 

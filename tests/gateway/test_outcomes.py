@@ -111,23 +111,26 @@ def test_several_inputs_from_the_store_need_no_backend() -> None:
     assert outcome.debug is not None
 
 
-def test_several_inputs_that_were_all_computed_are_a_miss_and_twins_are_spared() -> None:
+def test_several_inputs_that_were_all_computed_are_a_miss() -> None:
     _, plan = asked()
     outcome = of_several(plan, [(computed(3), 1), (computed(4), 3)])
     assert (outcome.level, outcome.hit, outcome.forwarded) == ("none", False, "uri-miss")
-    assert (outcome.tokens_saved, outcome.prompt_tokens, outcome.age_s) == (8, 15, None)
+    assert (outcome.tokens_saved, outcome.prompt_tokens, outcome.age_s) == (0, 15, None)
 
 
-def test_several_inputs_read_along_when_each_of_them_did() -> None:
+def test_several_inputs_of_which_some_read_along_are_partly_forwarded() -> None:
     _, plan = asked()
     along, failing = (
         computed(3, collapsed=True),
         computed(4, store_error=True, detail="store-error"),
     )
     both = of_several(plan, [(along, 1), (failing, 1)])
-    assert (both.collapsed, both.tokens_saved, both.miss_tokens) == (False, 3, 4)
+    assert (both.collapsed, both.forwarded) == (True, "partial")
+    assert (both.tokens_saved, both.miss_tokens) == (3, 4)
     assert (both.store_error, both.detail) == (True, "store-error")
-    assert of_several(plan, [(along, 1)]).collapsed
+    all_of_them = of_several(plan, [(along, 2)])
+    assert (all_of_them.collapsed, all_of_them.forwarded) == (True, "uri-miss")
+    assert all_of_them.tokens_saved == 6
 
 
 def test_a_backend_that_reuses_a_prefix_makes_several_inputs_a_prefix_hit() -> None:

@@ -102,7 +102,7 @@ async def test_equal_texts_of_one_request_are_computed_once() -> None:
         assert vectors(answer) == [vector_of(text) for text in "abaa"]
         assert asked(service) == [["a", "b"]]
         assert answer.headers["X-Cache-Hit"] == "false"
-        assert answer.headers["X-Cache-Tokens-Saved"] == "6"
+        assert "X-Cache-Tokens-Saved" not in answer.headers
 
 
 @pytest.mark.parametrize(
