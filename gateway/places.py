@@ -60,10 +60,13 @@ async def open_places(
     disk = None
     if "disk" in stored or (several and redis is None):
         disk = _disk(config, now=now, draw=draw, clock=clock, tasks=tasks)
-    kinds = {rule.store for rule in rules.tiers.values()}
     shared = redis or disk
     # Who waits for another's answer must be able to find it.
-    meeting = redis if redis and "redis" in kinds else disk if several else None
+    meeting: RedisPlace | DiskPlace | None = None
+    if "redis" in stored:
+        meeting = redis
+    elif several and "disk" in stored:
+        meeting = disk
     shares = {one.name: one.max_bytes for one in config.tenants if one.max_bytes is not None}
     leases: Leases = shared.leases if shared else MemoryLeases(now=now)
     records: Records = shared.records if shared else MemoryRecords()
