@@ -21,6 +21,7 @@ from aiohttp import web
 from gateway.analytics import Conversations
 from gateway.auth import OPEN_TENANT, Authenticator
 from gateway.backends.embedded import EngineProcess
+from gateway.backends.lanes import Lanes
 from gateway.backends.openai import OpenAIBackend, Timeouts
 from gateway.config import Config
 from gateway.context_records import ContextRecords
@@ -283,6 +284,7 @@ def _served(
             api_key=wish.api_key.get_secret_value() if wish.api_key else None,
             dialect=wish.dialect,
             timeouts=Timeouts(connect_s=wish.connect_timeout, read_s=wish.read_timeout),
+            lanes=Lanes(wish.max_concurrency) if wish.max_concurrency else None,
         )
         served.append(Served(backend, wish.models))
     return served

@@ -105,6 +105,7 @@ class Backend(Section):
         one_of(("generic", "kvgate"), later=("openai", "deepseek", "vllm", "sglang", "llamacpp")),
     ] = "generic"
     models: Annotated[tuple[Text, ...], AtLeastOne]
+    max_concurrency: Annotated[Whole, Field(ge=1)] | None = None
     connect_timeout: LongerThanZero = 5.0
     read_timeout: LongerThanZero = 300.0
 

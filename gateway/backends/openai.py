@@ -8,7 +8,7 @@ asked for, so that a plain answer comes back byte for byte as the server made it
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal
@@ -17,6 +17,7 @@ import aiohttp
 import orjson
 
 from gateway.backends.base import Forwarded
+from gateway.backends.lanes import Lanes
 from gateway.chunks import Chunk, Json, Opening, Piece, Whole, well_formed
 from gateway.errors import BackendFault, ClientFault, GatewayError, to_failed
 from gateway.sse import EventTooLarge, Parser
@@ -57,12 +58,14 @@ class OpenAIBackend:
         api_key: str | None = None,
         dialect: Dialect = "generic",
         timeouts: Timeouts | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
         self.name = name
         self._session = session
         self._locate = locate
         self._clock = clock
         self._dialect = dialect
+        self._lanes = lanes
         limits = timeouts or Timeouts()
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=limits.connect_s, sock_read=limits.read_s
@@ -74,8 +77,20 @@ class OpenAIBackend:
     def __repr__(self) -> str:
         return f"<OpenAIBackend {self.name} {self._dialect}>"
 
-    async def run(self, call: Call, plan: Plan) -> AsyncGenerator[Piece, None]:
+    def run(self, call: Call, plan: Plan) -> AsyncGenerator[Piece, None]:
         """See :meth:`gateway.backends.base.Backend.run`."""
+        if self._lanes is None:
+            return self._run(call, plan)
+        return self._run_in_turn(self._lanes, call, plan)
+
+    async def _run_in_turn(
+        self, lanes: Lanes, call: Call, plan: Plan
+    ) -> AsyncGenerator[Piece, None]:
+        async with lanes.place(plan.lane), aclosing(self._run(call, plan)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _run(self, call: Call, plan: Plan) -> AsyncGenerator[Piece, None]:
         began_s = self._clock()
         progress = _Progress()
         try:

@@ -146,6 +146,7 @@ async def serving(
     draw: float = 0.0,
     read_timeout: float = 30.0,
     models: tuple[str, ...] = ("m",),
+    max_concurrency: int | None = None,
     scripted_durations: bool = False,
     **config: Any,
 ) -> AsyncIterator[Service]:
@@ -162,6 +163,7 @@ async def serving(
             "models": models,
             "api_key": "sk-operator-secret",
             "read_timeout": read_timeout,
+            "max_concurrency": max_concurrency,
         }
         server = {"log_format": "json"}
         tiers = {"cold": {"store": "memory"}}  # who tests the disk gives a folder and says so

@@ -10,6 +10,8 @@ import pytest
 from gateway.pipeline import Answer, Kept
 from tests.kit.bench import HOT, RULES, Bench, read
 from tests.kit.scripted_backend import Gate, whole_answer
+from tests.kit.scripted_upstream import ScriptedUpstream
+from tests.kit.service import serving
 
 COUNT = 1000
 CAP = RULES.max_renewals
@@ -109,6 +111,33 @@ async def test_past_the_stale_windows_identical_calls_are_computed_once_each() -
         await read(await task)
     assert bench.runs == COUNT + 10
     await bench.settled()
+
+
+async def test_a_backend_with_a_bound_is_asked_no_more_than_that_at_once() -> None:
+    gate, upstream, most = Gate(), ScriptedUpstream(), 8
+    async with serving(upstream=upstream, max_concurrency=most) as service:
+
+        async def ask(number: int) -> str:
+            messages = [{"role": "user", "content": str(number)}]
+            answer = await service.chat({"enabled": True}, messages=messages)
+            return answer.headers["X-Cache-Level"]
+
+        asking = range(200)
+        await asyncio.gather(*map(ask, asking))
+        service.clock.advance(10_000)
+        well_behaved = upstream.otherwise
+        upstream.otherwise = lambda seen: replace(
+            reply := well_behaved(seen), steps=(gate, *reply.steps)
+        )
+        again = asyncio.gather(*map(ask, asking))
+        await upstream.called(200 + most)
+        while len(service.gateway.flights) != 200:  # noqa: ASYNC110 - turns of the loop, not time
+            await asyncio.sleep(0)
+        assert upstream.calls == 200 + most
+        gate.open()
+        assert set(await again) == {"none"}
+        assert upstream.calls == 400
+        assert set(await asyncio.gather(*map(ask, asking))) == {"response"}
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.1])
