@@ -283,6 +283,7 @@ def _served(
             clock=clock,
             api_key=wish.api_key.get_secret_value() if wish.api_key else None,
             dialect=wish.dialect,
+            alone=len({tenant.name for tenant in config.tenants}) <= 1,
             timeouts=Timeouts(connect_s=wish.connect_timeout, read_s=wish.read_timeout),
             lanes=Lanes(wish.max_concurrency) if wish.max_concurrency else None,
         )

@@ -101,8 +101,10 @@ class Backend(Section):
     base_url: BaseUrl
     api_key: SecretStr | None = None
     dialect: Annotated[
-        Literal["generic", "kvgate"],
-        one_of(("generic", "kvgate"), later=("openai", "deepseek", "vllm", "sglang", "llamacpp")),
+        Literal["generic", "kvgate", "openai", "deepseek", "vllm", "sglang", "llamacpp"],
+        one_of(
+            ("generic", "kvgate", "openai", "deepseek", "vllm", "sglang", "llamacpp"), later=()
+        ),
     ] = "generic"
     models: Annotated[tuple[Text, ...], AtLeastOne]
     max_concurrency: Annotated[Whole, Field(ge=1)] | None = None

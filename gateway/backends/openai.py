@@ -11,12 +11,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import aiohttp
 import orjson
 
 from gateway.backends.base import Forwarded
+from gateway.backends.dialects import Dialect, spoken, usage_of, with_reuse
 from gateway.backends.lanes import Lanes
 from gateway.chunks import Chunk, Json, Opening, Piece, Whole, well_formed
 from gateway.errors import BackendFault, ClientFault, GatewayError, to_failed
@@ -25,8 +26,6 @@ from policies.call import Call
 from policies.eviction import Priority
 from policies.outcome import Completed, Ending, Failed, Usage
 from policies.plan import Plan
-
-Dialect = Literal["generic", "kvgate"]
 
 PATHS: Final[Mapping[str, str]] = {
     "chat": "/chat/completions",
@@ -46,7 +45,10 @@ class Timeouts:
 
 
 class OpenAIBackend:
-    """One server, addressed through ``locate``, which raises ``BackendFault`` while it is down."""
+    """One server, addressed through ``locate``, which raises ``BackendFault`` while it is down.
+
+    ``alone``: one tenant asks it, and nobody else.
+    """
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class OpenAIBackend:
         clock: Callable[[], float],
         api_key: str | None = None,
         dialect: Dialect = "generic",
+        alone: bool = True,
         timeouts: Timeouts | None = None,
         lanes: Lanes | None = None,
     ) -> None:
@@ -65,6 +68,7 @@ class OpenAIBackend:
         self._locate = locate
         self._clock = clock
         self._dialect = dialect
+        self._alone = alone
         self._lanes = lanes
         limits = timeouts or Timeouts()
         self._timeout = aiohttp.ClientTimeout(
@@ -97,7 +101,7 @@ class OpenAIBackend:
             url = self._locate() + PATHS[call.endpoint]
             async with self._session.post(
                 url,
-                data=_encoded(self._body(call, plan)),
+                data=_encoded(spoken(self._dialect, call, plan, alone=self._alone)),
                 headers=self._headers,
                 timeout=self._timeout,
                 allow_redirects=False,
@@ -126,23 +130,6 @@ class OpenAIBackend:
         except _NETWORK_ERRORS as error:
             code = "backend_cut" if progress.chunks else "backend_unreachable"
             yield _failed(self.name, 502, code, _network_message(error))
-
-    def _body(self, call: Call, plan: Plan) -> Json:
-        body = {**call.body, "model": plan.model}
-        if self._dialect == "kvgate" and call.endpoint != "embeddings":
-            body["stream"] = True
-            body["stream_options"] = {"include_usage": True}
-            body["kv"] = {
-                "salt": plan.salt,
-                "priority": plan.priority,
-                "ttl_s": plan.ttl_s,
-                "lane": plan.lane,
-                "reuse": plan.reuse_prefix,
-            }
-        elif call.stream and plan.may_store:
-            # A stored answer must serve plain readers too, and they are owed the usage.
-            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-        return body
 
     async def models(self) -> list[Json]:
         """See :meth:`gateway.backends.base.Backend.models`."""
@@ -251,28 +238,18 @@ class _Progress:
             raise BackendFault(f"{name} ended its stream too early", code="backend_cut")
 
 
-def usage_of(usage: Mapping[str, Any]) -> Usage:
-    """Token counts from an OpenAI ``usage`` object, DeepSeek's and OpenAI's reuse figures."""
-    prompt = _count(usage.get("prompt_tokens"))
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=_count(usage.get("completion_tokens")),
-        hit_tokens=min(prompt, _count(usage.get("prompt_cache_hit_tokens", cached))),
-    )
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+def _passed_back(headers: Mapping[str, str]) -> dict[str, str]:
+    """What the client is told of the upstream's own headers; its request id beside ours."""
+    told = {name: value for name, value in headers.items() if name.lower().startswith(_PASSED_BACK)}
+    if (request_id := headers.get("X-Request-ID")) is not None:
+        told["X-Upstream-Request-ID"] = request_id
+    return told
 
 
 def _opening(headers: Mapping[str, str]) -> Opening:
     hit, miss = headers.get("X-KV-Hit-Tokens", ""), headers.get("X-KV-Miss-Tokens", "")
     return Opening(
-        headers={
-            name: value for name, value in headers.items() if name.lower().startswith(_PASSED_BACK)
-        },
+        headers=_passed_back(headers),
         hit_tokens=int(hit) if hit.isdecimal() else None,
         miss_tokens=int(miss) if miss.isdecimal() else None,
     )
@@ -306,7 +283,7 @@ def _answer_of(name: str, raw: bytes) -> Json:
         raise _late_error(name, error)
     if not well_formed(data):
         raise BackendFault(f"{name} sent no OpenAI answer", code="backend_bad_answer")
-    return data
+    return with_reuse(data)
 
 
 def _late_error(name: str, error: Any) -> BackendFault:

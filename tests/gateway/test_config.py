@@ -148,7 +148,6 @@ def test_the_error_reads_like_a_compilers(tmp_path: Path) -> None:
         "engine: {kv_disk: {path: /x}}",
         "engine: {kv_host_memory: 1GiB}",
         "defaults: {match: semantic}",
-        "backends: [{name: u, base_url: 'http://u/v1', models: [m], dialect: vllm}]",
     ],
 )
 def test_what_a_later_version_brings_is_refused_by_name(text: str, tmp_path: Path) -> None:

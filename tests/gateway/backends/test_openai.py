@@ -8,7 +8,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.backends.openai import Dialect, OpenAIBackend, Timeouts, usage_of
+from gateway.backends.dialects import Dialect, usage_of
+from gateway.backends.openai import OpenAIBackend, Timeouts
 from gateway.chunks import Chunk, Opening, Piece, Whole, fold
 from gateway.errors import BackendFault
 from policies.call import Call

@@ -1,0 +1,153 @@
+"""A plan in each make's own words; pure.
+
+What a client may say about an upstream's cache is its plan, and nothing else: names of isolation
+that a make understands (a salt, a user id) are derived here from the plan's scope and put in place of
+whatever the client sent under that name. Everything a make does not define passes untouched.
+
+=========  ==========================================================================================
+dialect    what the plan becomes
+=========  ==========================================================================================
+kvgate     ``kv``: salt, priority, seconds, lane, reuse
+openai     ``prompt_cache_key`` (scope and cache key, hashed); for models that know them (from GPT-5.6
+           on) ``prompt_cache_options`` and a breakpoint behind the leading instructions
+deepseek   ``user_id``: its KV cache is apart for each
+vllm       ``cache_salt``
+sglang     ``cache_salt``
+llamacpp   ``cache_prompt``; it has no salt, so it is off where several tenants ask
+generic    nothing
+=========  ==========================================================================================
+
+Sources: api-docs.deepseek.com on ``user_id``; OpenAI's guide to prompt caching and its OpenAPI document
+(2026-08); vLLM's and SGLang's OpenAI-compatible servers; llama.cpp's ``tools/server``.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Final, Literal, assert_never
+
+from policies.call import Call
+from policies.outcome import Usage
+from policies.plan import Plan
+
+Json = dict[str, Any]
+Dialect = Literal["generic", "kvgate", "openai", "deepseek", "vllm", "sglang", "llamacpp"]
+DIALECTS: Final[tuple[Dialect, ...]] = (
+    "generic", "kvgate", "openai", "deepseek", "vllm", "sglang", "llamacpp",
+)  # fmt: skip
+
+_VERSION: Final = re.compile(r"gpt-(\d+)(?:\.(\d+))?")
+_EXPLICIT_FROM: Final = (5, 6)
+_LONGEST_TTL: Final = "30m"  # the only one there is
+_INSTRUCTIONS: Final = ("system", "developer")
+_BREAKPOINT: Final = {"mode": "explicit"}
+
+
+def spoken(dialect: Dialect, call: Call, plan: Plan, *, alone: bool) -> Json:
+    """The request's body for a server of this make; ``alone``: no other tenant asks it."""
+    body = {**call.body, "model": plan.model}
+    if call.endpoint == "embeddings":
+        return body
+    if dialect != "kvgate" and call.stream and plan.may_store:
+        # A stored answer must serve plain readers too, and they are owed the usage.
+        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    match dialect:
+        case "kvgate":
+            body["stream"] = True
+            body["stream_options"] = {"include_usage": True}
+            body["kv"] = {
+                "salt": plan.salt,
+                "priority": plan.priority,
+                "ttl_s": plan.ttl_s,
+                "lane": plan.lane,
+                "reuse": plan.reuse_prefix,
+            }
+        case "openai":
+            _speak_openai(body, call, plan)
+        case "deepseek":
+            body["user_id"] = _name(plan.salt)
+        case "vllm" | "sglang":
+            body["cache_salt"] = plan.salt
+        case "llamacpp":
+            body["cache_prompt"] = plan.reuse_prefix and alone
+        case "generic":
+            pass
+        case _:
+            assert_never(dialect)
+    return body
+
+
+def usage_of(usage: Mapping[str, Any]) -> Usage:
+    """Token counts from a ``usage`` object, with the reuse figures of every make."""
+    prompt = _count(usage.get("prompt_tokens", usage.get("input_tokens")))
+    details = usage.get("prompt_tokens_details", usage.get("input_tokens_details"))
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=_count(usage.get("completion_tokens", usage.get("output_tokens"))),
+        hit_tokens=min(prompt, _count(usage.get("prompt_cache_hit_tokens", cached))),
+    )
+
+
+def with_reuse(data: Json) -> Json:
+    """An answer, or an event of one, whose ``usage`` says what llama.cpp says in ``timings``."""
+    usage, timings = data.get("usage"), data.get("timings")
+    if not isinstance(usage, dict) or not isinstance(timings, dict):
+        return data
+    cached, details = timings.get("cache_n"), usage.get("prompt_tokens_details")
+    told = isinstance(details, dict) and "cached_tokens" in details
+    if told or not isinstance(cached, int) or isinstance(cached, bool):
+        return data
+    known = details if isinstance(details, dict) else {}
+    return {
+        **data,
+        "usage": {**usage, "prompt_tokens_details": {**known, "cached_tokens": cached}},
+    }
+
+
+def _speak_openai(body: Json, call: Call, plan: Plan) -> None:
+    body["prompt_cache_key"] = _name(plan.salt, plan.cache_key or "")
+    if not _knows_breakpoints(plan.model):
+        body.pop("prompt_cache_options", None)
+        return
+    body["prompt_cache_options"] = {
+        "mode": "implicit" if plan.reuse_prefix else "explicit",
+        "ttl": _LONGEST_TTL,
+    }
+    lasting = plan.priority == "high" or plan.scope.kind == "shared"
+    if plan.reuse_prefix and plan.enabled and lasting and call.messages:
+        body["messages"] = _marked(call.messages)
+
+
+def _knows_breakpoints(model: str) -> bool:
+    found = _VERSION.match(model)
+    return found is not None and (int(found[1]), int(found[2] or 0)) >= _EXPLICIT_FROM
+
+
+def _marked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages with a breakpoint at the end of the leading instructions, if there are any."""
+    leading = 0
+    while leading < len(messages) and messages[leading].get("role") in _INSTRUCTIONS:
+        leading += 1
+    if not leading:
+        return list(messages)
+    last = messages[leading - 1]
+    content = last.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not parts or not isinstance(parts[-1], dict):
+        return list(messages)
+    marked = [*parts[:-1], {**parts[-1], "prompt_cache_breakpoint": _BREAKPOINT}]
+    return [*messages[: leading - 1], {**last, "content": marked}, *messages[leading:]]
+
+
+def _name(*parts: str) -> str:
+    """A name that says nothing: equal for equal parts, and for nothing else."""
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        raw = part.encode("utf-8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8, "big") + raw)
+    return f"kvgate-{digest.hexdigest()}"
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
