@@ -31,7 +31,8 @@ def test_the_engines_model_is_served_under_its_own_name(configured: str, served:
 
 
 async def built(config: dict[str, object]) -> web.Application:
-    return await build(Config.model_validate(config))
+    tiers = {"cold": {"store": "memory"}}  # else it lies in the user's cache folder
+    return await build(Config.model_validate({"tiers": tiers, **config}))
 
 
 async def release(app: web.Application) -> None:

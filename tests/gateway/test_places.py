@@ -129,7 +129,7 @@ async def test_workers_beside_us_and_gateways_elsewhere_are_told() -> None:
     both.listen("clear", hear)
     await both.tell("clear", {})
     assert near.told == far.told == near.listens == far.listens == ["clear"]
-    store = {"redis_url": "redis://127.0.0.1:1"}
-    places = await opened(Config.model_validate({"store": store}), near)
+    wishes = {"store": {"redis_url": "redis://127.0.0.1:1"}, "tiers": {"cold": {"store": "memory"}}}
+    places = await opened(Config.model_validate(wishes), near)
     assert isinstance(places.news, BothNews)
     await places.close()

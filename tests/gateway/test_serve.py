@@ -44,6 +44,7 @@ async def announced(config):
 serve.build = announced
 sys.exit(serve.serve(Config.model_validate_json(sys.argv[1])))
 """
+IN_MEMORY = {"cold": {"store": "memory"}}  # else it lies in the user's cache folder
 EVENTS = chat_events({"model": "m"})
 
 
@@ -80,6 +81,7 @@ async def served(upstream: ScriptedUpstream, *, grace_s: float = 30.0) -> AsyncI
     config = {
         "server": {"port": 0, "log_format": "json", "shutdown_grace_s": grace_s},
         "backends": [{"name": "up", "base_url": upstream.url, "models": ["m"]}],
+        "tiers": IN_MEMORY,
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", PROGRAM, orjson.dumps(config).decode(),
@@ -200,7 +202,9 @@ def test_it_can_be_run_from_the_main_thread_of_any_program(monkeypatch: pytest.M
 
     monkeypatch.setattr(module, "_bind", bind_and_tell)
     backend = {"name": "up", "base_url": "http://127.0.0.1:9/v1", "models": ["m"]}
-    config = Config.model_validate({"server": {"port": 0}, "backends": [backend]})
+    config = Config.model_validate(
+        {"server": {"port": 0}, "backends": [backend], "tiers": IN_MEMORY}
+    )
     with ThreadPoolExecutor() as threads:
         client = threads.submit(use_and_stop)
         assert module.serve(config) == 0
@@ -300,7 +304,9 @@ def test_with_several_workers_a_supervisor_runs_and_its_exit_code_is_ours(
 
     monkeypatch.setattr(module, "Supervisor", Supervisor)
     backend = {"name": "up", "base_url": "http://127.0.0.1:9/v1", "models": ["m"]}
-    config = Config.model_validate({"server": {"port": 0, "workers": 2}, "backends": [backend]})
+    config = Config.model_validate(
+        {"server": {"port": 0, "workers": 2}, "backends": [backend], "tiers": IN_MEMORY}
+    )
     assert module.serve(config) == 7
     ((count, url),) = made
     assert count == 2

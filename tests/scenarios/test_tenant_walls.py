@@ -181,7 +181,9 @@ ROWS = [*GETS, *HEADS, *WRITES]
 
 async def routes() -> set[tuple[str, str]]:
     """Verb and path of all that the application answers."""
-    app = await build(Config.model_validate({"tenants": TENANTS, "backends": [BACKEND]}))
+    tiers = {"cold": {"store": "memory"}}
+    config = {"tenants": TENANTS, "backends": [BACKEND], "tiers": tiers}
+    app = await build(Config.model_validate(config))
     runner = web.AppRunner(app)
     await runner.setup()
     try:
