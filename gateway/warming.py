@@ -29,10 +29,10 @@ from policies.warming import Item
 WISH: Final = "warm"
 STATE: Final = "warm-state"
 OPEN: Final = "warm-open"
-LEASE_S: Final = 15.0
+LEASE_S: Final = 10.0
 LOOK_S: Final = 1.0
 """How often a job's record follows the job, and how soon it hears that it was cancelled."""
-SWEEP_S: Final = 10.0
+SWEEP_S: Final = 5.0
 BEAT_S: Final = 10.0
 """The longest a watcher of a job hears nothing."""
 MAX_UNFINISHED: Final = 32

@@ -1,6 +1,7 @@
 """A small OpenAI-compatible upstream that counts its calls.
 
-``python -m loadtest.mock_upstream --port 9000 [--delay-ms 0] [--chunks 20] [--chunk-ms 5]``
+``python -m loadtest.mock_upstream --port 9000 [--delay-ms 0] [--chunks 20] [--chunk-ms 5]
+[--capacity N]``
 
 It answers ``/v1/chat/completions`` and ``/v1/completions``, plain (about 1 KB) and streamed, and
 ``/v1/models``. Each answer names a digest of its prompt and the number of the call, so that a wrong
@@ -11,6 +12,7 @@ hit shows itself. ``GET /calls`` says how many calls came; the query ``?delay_ms
 import argparse
 import asyncio
 import hashlib
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -47,8 +49,11 @@ class Calls:
 class Upstream:
     """The handlers and their counts."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, capacity: int = 0) -> None:
         self.shape = shape
+        self._turn: AbstractAsyncContextManager[None] = nullcontext()
+        if capacity:  # calls beyond it wait in line
+            self._turn = asyncio.Semaphore(capacity)
         self.counted = Calls()
 
     def app(self) -> web.Application:
@@ -94,12 +99,13 @@ class Upstream:
         counted.most_in_flight = max(counted.most_in_flight, counted.in_flight)
         number = counted.calls
         try:
-            if self.shape.delay_ms:
-                await asyncio.sleep(self.shape.delay_ms / 1000)
-            if body.get("stream"):
-                counted.streams += 1
-                return await self._stream(request, body, number, chat=chat)
-            return _json(_whole(body, number, chat=chat))
+            async with self._turn:
+                if self.shape.delay_ms:
+                    await asyncio.sleep(self.shape.delay_ms / 1000)
+                if body.get("stream"):
+                    counted.streams += 1
+                    return await self._stream(request, body, number, chat=chat)
+                return _json(_whole(body, number, chat=chat))
         except (asyncio.CancelledError, ConnectionError):
             counted.abandoned += 1
             raise
@@ -181,8 +187,10 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=0.0)
     parser.add_argument("--chunks", type=int, default=20)
     parser.add_argument("--chunk-ms", type=float, default=5.0)
+    parser.add_argument("--capacity", type=int, default=0, help="calls at once; 0: any number")
     asked = parser.parse_args()
-    run(Upstream(Shape(asked.delay_ms, asked.chunks, asked.chunk_ms)).app(), asked.port)
+    shape = Shape(asked.delay_ms, asked.chunks, asked.chunk_ms)
+    run(Upstream(shape, asked.capacity).app(), asked.port)
 
 
 if __name__ == "__main__":
