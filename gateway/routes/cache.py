@@ -134,7 +134,7 @@ class Cache:
         return json_response({"deleted": len(gone), "key": public_key(meta.key)})
 
     async def invalidate(self, request: web.Request) -> web.Response:
-        """Drop what the body names; answers how many entries and KV tokens went.
+        """Drop what the body names; answers how many entries and KV tokens went that one may see.
 
         Raises: ClientFault 400 for an unknown or missing selector; RequestError 403 for a shared
             context that this user may not use.
@@ -146,7 +146,8 @@ class Cache:
         gone = await self._pipeline.clear(selector)
         salts = self._salts(selector, principal, shared, everything=everything)
         tokens = await self._drop_kv(salts)
-        return json_response({"entries": len(gone), "kv_tokens": tokens})
+        seen = [meta for meta in gone if await self._contexts.may_see(meta.scope, principal)]
+        return json_response({"entries": len(seen), "kv_tokens": tokens})
 
     async def _shared_scopes(
         self, selector: Selector, principal: Principal, *, everything: bool
@@ -154,7 +155,8 @@ class Cache:
         """Of the shared contexts that are meant: all of the tenant's, or the one that is named."""
         held = self._contexts.held
         if everything:
-            return [scope_of(terms) async for terms in held.listed(principal.tenant)]
+            scopes = [scope_of(terms) async for terms in held.listed(principal.tenant)]
+            return [scope for scope in scopes if await self._contexts.may_see(scope, principal)]
         if selector.context is None:
             return []
         terms = await held.find(principal.tenant, selector.context)

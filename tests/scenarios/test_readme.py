@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -34,7 +35,7 @@ def test_every_link_leads_to_a_file() -> None:
 def test_the_calls_run_and_the_second_is_a_hit(
     kvgate: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = (
+    first, second, shared = (
         block.replace("http://127.0.0.1:8080", kvgate.url) for block in blocks("python")
     )
     scope: dict[str, object] = {}
@@ -48,4 +49,7 @@ def test_the_calls_run_and_the_second_is_a_hit(
     assert "x-cache-debug" in printed(second).lower()
     client = scope["client"]
     assert isinstance(client, OpenAI)
+    printed(shared)
+    held = client.get("/cache/contexts/review-team", cast_to=dict[str, Any])
+    assert held["usage"]["users"] == {"dev1": 1}
     client.close()

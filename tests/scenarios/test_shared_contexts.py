@@ -227,6 +227,18 @@ async def test_who_is_not_in_sees_and_clears_nothing_of_it_on_other_routes() -> 
         assert level(await named(service)) == "none"
 
 
+@pytest.mark.parametrize("selector", [{"cache_key": "team"}, {"prefix": "te"}, {"all": True}])
+async def test_clearing_by_another_name_counts_nothing_of_a_circle_one_is_not_in(
+    selector: dict[str, Any],
+) -> None:
+    async with company() as service:
+        await put(service, "ann")
+        for asking, seen in ((BOB, 0), (ANN, 1)):
+            await by_id(service, "ann")
+            answer = await service.send("POST", "/v1/cache/invalidate", selector, key=asking)
+            assert answer.body == {"entries": seen, "kv_tokens": 0}
+
+
 async def test_what_a_user_keeps_to_himself_is_nobody_elses_to_look_at() -> None:
     async with company() as service:
         answer = await service.chat({"enabled": True, "scope": "user"}, key=ANN)
