@@ -17,6 +17,7 @@ import structlog
 
 from gateway.analytics import Conversations
 from gateway.request_log import Answered, RequestLog, Visit
+from gateway.store.base import StoreError
 from gateway.tally import Purpose, Statistics
 from policies.outcome import Completed, Errand, Outcome, Usage
 from policies.plan import Plan
@@ -101,7 +102,10 @@ class Journal:
     def store_failed(self, error: Exception) -> None:
         """An answer was given and could not be stored."""
         self.statistics.store_failures += 1
-        _log.warning("answer not stored", error=type(error).__name__, reason=str(error)[:200])
+        if not isinstance(
+            error, StoreError
+        ):  # what a store as a whole suffers its guard says, once
+            _log.warning("answer not stored", error=type(error).__name__, reason=str(error)[:200])
 
     def left(self, *, request_id: str, endpoint: str, seconds: float) -> None:
         """The client went away before its answer was whole."""
