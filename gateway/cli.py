@@ -76,7 +76,9 @@ def serve(
     config: ConfigFile = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes on one port.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on one port, with one engine.")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="console, json.")] = None,
 ) -> None:
