@@ -22,6 +22,7 @@ from gateway.store.base import Selector, StoreError
 from gateway.store.tiers import Tiers
 from gateway.traffic import Traffic
 from policies.call import Call, RequestError, parse_call
+from policies.contexts import wanted
 from policies.directive import parse_directive
 from policies.freshness import EntryMeta, Fresh, judge
 from policies.keys import Principal
@@ -99,6 +100,14 @@ class Warming:
             limits=self._rules.limits,
             prompt_cache_key=item.body.get("prompt_cache_key"),
         )
+        asked = wanted(directive, "chat")
+        if asked is not None and asked.how != "key":
+            where = f"kv_cache.{asked.origin}"
+            raise RequestError(
+                f"{where}: nothing is warmed under a shared context; ask under it with preload",
+                code="invalid_cache_directive",
+                param=where,
+            )
         target = self._router.target(call.model)
         plan = decide(call, directive, principal, self._rules, model=target.model)
         return Asked(call, plan, target.backend)

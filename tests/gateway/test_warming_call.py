@@ -216,3 +216,19 @@ async def test_a_question_that_cannot_be_asked_fails_alone() -> None:
         assert (caught.value.status, caught.value.param) == (403, "questions[1].kv_cache.user")
         with pytest.raises(ClientFault):
             it.warming.understand(unknown, OPEN)
+
+
+@pytest.mark.parametrize(
+    "kv_cache", [{"shared_context": "team"}, {"scope": "shared", "cache_key": "team"}]
+)
+async def test_nothing_is_warmed_under_a_shared_context(kv_cache: dict[str, Any]) -> None:
+    async with kitchen() as it:
+        (item,) = items("What?", kv_cache=kv_cache)
+        with pytest.raises(RequestError) as caught:
+            it.warming.check(item, OPEN)
+        assert caught.value.param in {
+            f"{item.where}.kv_cache.shared_context",
+            f"{item.where}.kv_cache.scope",
+        }
+        assert (await it.warming.warm(item, OPEN)).status == "failed"
+        assert it.runs == 0
