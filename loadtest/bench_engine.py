@@ -1,6 +1,8 @@
 """What the engine's prefix reuse and the response store save, through the whole of kvgate.
 
 ``python -m loadtest.bench_engine [--quick] [--repeat N]``
+``python -m loadtest.bench_engine --model deepseek-tiny`` the engine alone, see ``bench_modes``
+``python -m loadtest.bench_engine --kv-dtype fp8``        what eight bits do to the answers, same
 
 It starts kvgate with the bundled engine (the model of ``KVGATE_ENGINE__MODEL`` or the default one),
 then once more with ``KVGATE_ENGINE__PREFIX_CACHE=0``, and asks both the same:
@@ -255,7 +257,12 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="times that each figure is taken")
     parser.add_argument("--tokens", type=int, default=96, help="length of the streamed answers")
     parser.add_argument("--quick", action="store_true", help="2 times, 32 tokens")
+    parser.add_argument("--model", help="deepseek-tiny, or a model: modes and reuse without HTTP")
+    parser.add_argument("--kv-dtype", choices=("bf16", "fp8"), help="its quality, without HTTP")
     asked = parser.parse_args()
+    if asked.model or asked.kv_dtype:
+        alone(asked.model, asked.kv_dtype, repeat=2 if asked.quick else asked.repeat)
+        return
     repeat, tokens = (2, 32) if asked.quick else (asked.repeat, asked.tokens)
     known = report.facts("loadtest.bench_engine")
     console = Console(width=110)
@@ -271,6 +278,34 @@ def main() -> None:
     show(console, on, off)
     content = {**known, "reuse_on": asdict(on), "reuse_off": asdict(off)}
     console.print(f"written to loadtest/results/{report.write('engine', content).name}")
+
+
+def alone(model: str | None, kv_dtype: str | None, *, repeat: int) -> None:
+    """The engine in this process: modes of latent attention, reuse, the quality of a KV dtype."""
+    from loadtest import bench_modes, tiny_deepseek
+
+    console = Console(width=110)
+    content: dict[str, Any] = report.facts("loadtest.bench_engine")
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = model == "deepseek-tiny"
+        name = model or os.environ.get("KVGATE_ENGINE__MODEL", "smollm2-135m-instruct")
+        path = str(tiny_deepseek.write(Path(folder) / name)) if tiny else name
+        if kv_dtype:
+            judged = bench_modes.quality(path, kv_dtype)
+            bench_modes.show_quality(console, judged)
+            content["quality"] = bench_modes.as_json(judged)
+        else:
+            modes = bench_modes.modes(path, repeat=repeat) if tiny else []
+            if modes:
+                bench_modes.show_modes(console, modes)
+            talks = bench_modes.talks(path)
+            bench_modes.show_talks(console, Path(name).name, talks)
+            content |= {
+                "modes": bench_modes.as_json(modes),
+                "talks": bench_modes.as_json(talks),
+            }
+    kind = "kv-dtype" if kv_dtype else "modes"
+    console.print(f"written to loadtest/results/{report.write(kind, content).name}")
 
 
 def show(console: Console, on: Measured, off: Measured) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.kv.fp8 import pack, scales_and_rope, unpack
+from engine.kv.fp8 import decode, encode, pack, scales_and_rope, unpack
 from engine.kv.layout import KvLayout, KvShape
 
 HEADS = KvShape(heads=3, key_dim=16, value_dim=8)
@@ -13,6 +13,26 @@ ODD = KvShape(heads=1, key_dim=4, value_dim=3)
 
 def layout_of(shape: KvShape) -> KvLayout:
     return KvLayout(layers=1, shape=shape, block_tokens=8, element="float8")
+
+
+def test_every_byte_is_read_as_torch_reads_it() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    every = every[(every & 0x7F) != 0x7F]  # the two NaN
+    wanted = every.view(torch.float8_e4m3fn).float()
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(decode(every, dtype).float() * 256, wanted)
+    assert torch.equal(encode(wanted), every)
+
+
+def test_every_number_is_rounded_as_torch_rounds_it() -> None:
+    exact = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    ties = (exact[1:] + exact[:-1]) / 2
+    dice = torch.Generator().manual_seed(0)
+    size = torch.randint(-4, 3, (100_000,), generator=dice)
+    drawn = torch.randn(100_000, generator=dice) * 10.0**size
+    numbers = torch.cat((ties, ties * 1.00001, ties * 0.99999, drawn))
+    numbers = torch.cat((numbers, -numbers)).clamp(-448, 448)
+    assert torch.equal(encode(numbers), numbers.to(torch.float8_e4m3fn).view(torch.uint8))
 
 
 @pytest.mark.parametrize("shape", [HEADS, LATENT, ODD], ids=["heads", "latent", "odd"])
