@@ -11,6 +11,7 @@ from typing import Final, Literal, assert_never
 import structlog
 
 from gateway.backends.base import Backend
+from gateway.contexts import Fitted
 from gateway.errors import GatewayError, from_failed, from_request_error
 from gateway.flights import FlightBroken, FlightCancelled
 from gateway.journal import Journal
@@ -22,8 +23,7 @@ from gateway.store.base import Selector, StoreError
 from gateway.store.tiers import Tiers
 from gateway.traffic import Traffic
 from policies.call import Call, RequestError, parse_call
-from policies.contexts import wanted
-from policies.directive import parse_directive
+from policies.directive import Directive, parse_directive
 from policies.freshness import EntryMeta, Fresh, judge
 from policies.keys import Principal
 from policies.outcome import Completed, Failed
@@ -37,6 +37,8 @@ LONGEST_PAUSE_S: Final = 30.0
 STARTING: Final = "engine_starting"
 """A model may take minutes to fetch: no reason to give up."""
 _PASSING: Final = frozenset({429, 502, 503, 504})
+
+Fit = Callable[[Call, Directive, Principal], Awaitable[Fitted]]
 
 _log = structlog.get_logger("kvgate.warming")
 
@@ -63,7 +65,10 @@ class Warmed:
 
 
 class Warming:
-    """Warms questions. ``clock`` is monotonic, ``now`` unix time, in seconds."""
+    """Warms questions. ``clock`` is monotonic, ``now`` unix time, in seconds.
+
+    ``fit`` puts a call under the shared context that it names.
+    """
 
     def __init__(
         self,
@@ -71,6 +76,7 @@ class Warming:
         pipeline: Pipeline,
         store: Tiers,
         router: Router,
+        fit: Fit,
         rules: Rules,
         journal: Journal,
         traffic: Traffic,
@@ -82,6 +88,7 @@ class Warming:
         self._pipeline = pipeline
         self._store = store
         self._router = router
+        self._fit = fit
         self._rules = rules
         self._journal = journal
         self._traffic = traffic
@@ -91,41 +98,43 @@ class Warming:
         self._new_id = new_id
         self._down: set[str] = set()  # backends that were given up: no waiting for each question
 
-    def understand(self, item: Item, principal: Principal) -> Asked:
-        """The question as a client's call. Raises: RequestError, ClientFault."""
-        call = parse_call("chat", item.body)
+    async def understand(self, item: Item, principal: Principal) -> Asked:
+        """The question as a client's call. Raises: RequestError, ClientFault, StoreError."""
+        call, directive = self._read_item(item)
+        target = self._router.target(call.model)
+        fit = await self._fit(call, directive, principal)
+        plan = decide(
+            fit.call,
+            directive,
+            principal,
+            self._rules,
+            model=target.model,
+            context=fit.terms,
+            without=fit.without,
+        )
+        return Asked(fit.call, plan, target.backend)
+
+    def _read_item(self, item: Item) -> tuple[Call, Directive]:
         directive = parse_directive(
             item.body.get("kv_cache"),
             (),
             limits=self._rules.limits,
             prompt_cache_key=item.body.get("prompt_cache_key"),
         )
-        asked = wanted(directive, "chat")
-        if asked is not None and asked.how != "key":
-            where = f"kv_cache.{asked.origin}"
-            raise RequestError(
-                f"{where}: nothing is warmed under a shared context; ask under it with preload",
-                code="invalid_cache_directive",
-                param=where,
-            )
-        target = self._router.target(call.model)
-        plan = decide(call, directive, principal, self._rules, model=target.model)
-        return Asked(call, plan, target.backend)
+        return parse_call("chat", item.body), directive
 
     def check(self, item: Item, principal: Principal) -> None:
-        """Whether it may be asked at all; a model that is not served fails only its question.
+        """Whether it may be asked at all, as far as one need not look anything up.
 
         Raises: RequestError naming the field.
         """
         try:
-            self.understand(item, principal)
+            decide(*self._read_item(item), principal, self._rules)
         except RequestError as error:
             where = f"{item.where}.{error.param}" if error.param else item.where
             raise RequestError(
                 error.message, code=error.code, param=where, status=error.status
             ) from None
-        except GatewayError:
-            return
 
     async def find(self, plan: Plan) -> EntryMeta | None:
         """What is stored for it, looked at without counting as a use; None also without a store."""
@@ -138,9 +147,11 @@ class Warming:
     async def warm(self, item: Item, principal: Principal) -> Warmed:
         """Compute and store it, unless it is fresh. Never raises but for cancellation."""
         try:
-            asked = self.understand(item, principal)
+            asked = await self.understand(item, principal)
         except RequestError as error:
             return _failed(None, from_request_error(error))
+        except StoreError:
+            return Warmed("failed", code="store_unavailable", message="the store does not answer")
         except GatewayError as error:
             return _failed(None, error)
         return await self.renew(asked, fresh_too=False)

@@ -79,7 +79,7 @@ class Keeper:
     async def keep(self) -> None:
         """For ever: renew what is to be kept, and sleep until the next is due."""
         kept = {
-            (name, tenant): self._understood(pattern.items, tenant)
+            (name, tenant): await self._understood(pattern.items, tenant)
             for name, pattern in self._patterns.items()
             if pattern.keep_warm
             for tenant in self._tenants
@@ -87,12 +87,12 @@ class Keeper:
         while kept:
             await self._sleep(await self._look(kept))
 
-    def _understood(self, items: Sequence[Item], tenant: str) -> list[Asked]:
+    async def _understood(self, items: Sequence[Item], tenant: str) -> list[Asked]:
         found = []
         for item in items:
             try:
-                found.append(self._warming.understand(item, Principal(tenant)))
-            except (RequestError, GatewayError) as error:
+                found.append(await self._warming.understand(item, Principal(tenant)))
+            except (RequestError, GatewayError, StoreError) as error:
                 _log.warning("cannot be kept warm", item=item.where, reason=str(error)[:200])
         return found
 

@@ -68,6 +68,7 @@ def open_warming(
         pipeline=gateway.pipeline,
         store=gateway.store,
         router=gateway.router,
+        fit=gateway.contexts.fit,
         rules=rules,
         journal=gateway.journal,
         traffic=traffic,

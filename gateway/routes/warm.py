@@ -1,4 +1,7 @@
-"""``/v1/cache/warm``: take warm jobs, show them, cancel them. A tenant sees its own and no more."""
+"""``/v1/cache/warm``: take warm jobs, show them, cancel them.
+
+A tenant sees its own jobs and no more; a key bound to a user, that user's.
+"""
 
 import asyncio
 from collections.abc import Mapping
@@ -43,14 +46,15 @@ class Warm:
         return json_response(job.shown(), status=202, Location=f"/v1/cache/warm/{job.id}")
 
     async def list(self, request: web.Request) -> web.Response:
-        """The tenant's jobs, the latest first."""
-        jobs = await self._jobs.all(self._who(request).tenant)
+        """The jobs that this key may see, the latest first."""
+        principal = self._who(request)
+        jobs = [job for job in await self._jobs.all(principal.tenant) if _sees(principal, job)]
         return json_response({"object": "list", "data": [job.summary() for job in jobs]})
 
     async def one(self, request: web.Request) -> web.StreamResponse:
         """A job as JSON, or how it goes on as server-sent events. Raises: ClientFault 404."""
-        tenant, name = self._who(request).tenant, request.match_info["job"]
-        job = _there(await self._jobs.find(tenant, name))
+        job = await self._find(request)
+        tenant, name = job.principal.tenant, job.id
         wants_events = sse.CONTENT_TYPE.partition(";")[0] in request.headers.get("Accept", "")
         if not wants_events or request.method == "HEAD":  # a stream's bytes would follow the head
             return json_response(job.shown())
@@ -77,8 +81,16 @@ class Warm:
 
     async def cancel(self, request: web.Request) -> web.Response:
         """End a job; answers with what was done until then. Raises: ClientFault 404."""
-        tenant, name = self._who(request).tenant, request.match_info["job"]
-        return json_response(_there(await self._jobs.cancel(tenant, name)).shown())
+        job = await self._find(request)
+        ended = await self._jobs.cancel(job.principal.tenant, job.id)
+        return json_response((ended or job).shown())
+
+    async def _find(self, request: web.Request) -> Job:
+        principal = self._who(request)
+        job = await self._jobs.find(principal.tenant, request.match_info["job"])
+        if job is None or not _sees(principal, job):
+            raise ClientFault("No such warm job.", code="job_not_found", status=404, param="job")
+        return job
 
     def _who(self, request: web.Request) -> Principal:
         return self._authenticator.principal(request.headers.get("Authorization"))
@@ -89,7 +101,5 @@ def _event(job: Job) -> dict[str, Any]:
     return job.shown() if job.ended else job.summary()
 
 
-def _there(job: Job | None) -> Job:
-    if job is None:
-        raise ClientFault("No such warm job.", code="job_not_found", status=404, param="job")
-    return job
+def _sees(principal: Principal, job: Job) -> bool:
+    return principal.user is None or principal.user == job.principal.user

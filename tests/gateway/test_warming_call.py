@@ -69,7 +69,7 @@ async def test_renewing_takes_the_place_of_a_fresh_answer_but_a_refusal_does_not
     async with kitchen(whole("Old."), (failed(400),), whole("New.")) as it:
         (item,) = items("What?")
         await it.warming.warm(item, OPEN)
-        asked = it.warming.understand(item, OPEN)
+        asked = await it.warming.understand(item, OPEN)
         assert (await it.warming.renew(asked)).code == "scripted"
         await it.settled()
         assert (await it.user("What?"))[1] == "Old."
@@ -204,9 +204,12 @@ async def test_without_a_store_nothing_is_fresh_and_nothing_done(
 
 async def test_a_question_that_cannot_be_asked_fails_alone() -> None:
     async with kitchen() as it:
-        unknown, forbidden = items(
-            {"question": "?", "model": "gone"}, {"question": "?", "kv_cache": {"user": "bob"}}
+        unknown, forbidden, unread = items(
+            {"question": "?", "model": "gone"},
+            {"question": "?", "kv_cache": {"user": "bob"}},
+            {"question": "?", "kv_cache": {"shared_context": "team"}},
         )
+        assert (await it.warming.warm(unread, OPEN)).code == "store_unavailable"
         assert (await it.warming.warm(unknown, OPEN)).code == "model_not_found"
         alice = Principal("t", user="alice")
         assert (await it.warming.warm(forbidden, alice)).code == "user_mismatch"
@@ -215,20 +218,4 @@ async def test_a_question_that_cannot_be_asked_fails_alone() -> None:
             it.warming.check(forbidden, alice)
         assert (caught.value.status, caught.value.param) == (403, "questions[1].kv_cache.user")
         with pytest.raises(ClientFault):
-            it.warming.understand(unknown, OPEN)
-
-
-@pytest.mark.parametrize(
-    "kv_cache", [{"shared_context": "team"}, {"scope": "shared", "cache_key": "team"}]
-)
-async def test_nothing_is_warmed_under_a_shared_context(kv_cache: dict[str, Any]) -> None:
-    async with kitchen() as it:
-        (item,) = items("What?", kv_cache=kv_cache)
-        with pytest.raises(RequestError) as caught:
-            it.warming.check(item, OPEN)
-        assert caught.value.param in {
-            f"{item.where}.kv_cache.shared_context",
-            f"{item.where}.kv_cache.scope",
-        }
-        assert (await it.warming.warm(item, OPEN)).status == "failed"
-        assert it.runs == 0
+            await it.warming.understand(unknown, OPEN)

@@ -7,18 +7,20 @@ from contextlib import asynccontextmanager
 from io import StringIO
 from typing import Any
 
+from gateway.contexts import Fitted
 from gateway.flights import Tasks
 from gateway.journal import Journal
 from gateway.pipeline import Pipeline
 from gateway.request_log import RequestLog
 from gateway.router import Router, Served
+from gateway.store.base import StoreError
 from gateway.store.sharing import Leases, Records
 from gateway.store.sharing_memory import MemoryLeases, MemoryRecords
 from gateway.traffic import Traffic
 from gateway.warming import WarmJobs
 from gateway.warming_call import Warming
-from policies.call import parse_call
-from policies.directive import parse_directive
+from policies.call import Call, parse_call
+from policies.directive import Directive, parse_directive
 from policies.keys import Principal
 from policies.outcome import Outcome
 from policies.plan import decide
@@ -60,6 +62,7 @@ class Kitchen(Bench):
             pipeline=self.pipeline,
             store=self.store,
             router=Router([Served(self.backend, ("m",))], {}),
+            fit=self.fit,
             rules=self.rules,
             journal=self.journal,
             traffic=self.traffic,
@@ -78,6 +81,12 @@ class Kitchen(Bench):
             sleep=self.timer.sleep,
             new_id=lambda: f"{next(numbers)}",
         )
+
+    async def fit(self, call: Call, directive: Directive, _: Principal) -> Fitted:
+        """There are no shared contexts here."""
+        if directive.shared_context is not None:
+            raise StoreError("down")
+        return Fitted(call)
 
     async def user(self, text: str, kv_cache: Any = True, **body: Any) -> tuple[Outcome, str]:
         """What a user is told who sends this, and the answer's text; nothing is in the air then."""

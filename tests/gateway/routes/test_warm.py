@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from gateway.warming_job import Job
+from policies.keys import Principal
+from policies.warming import Item
 from tests.kit.scripted_backend import Gate
 from tests.kit.scripted_upstream import Reply, ScriptedUpstream, chat_body, error_reply, json_reply
 from tests.kit.service import Answer, Service, serving
@@ -166,6 +169,39 @@ async def test_a_job_of_another_tenant_is_no_job() -> None:
         assert hit.headers["X-Cache-Level"] == "response"
         miss = await service.chat({"enabled": True}, messages=question("One?"), key=BOB)
         assert miss.headers["X-Cache-Level"] == "none"
+
+
+async def test_a_key_of_a_user_sees_that_users_jobs_and_no_others() -> None:
+    """Tenants are told apart by name; of one there are keys of a user only in its records."""
+    tenants = [{"name": "a", "api_keys": [ALICE], "user": "alice"}]
+    async with serving(tenants=tenants) as service:
+        own = await submitted(service, {"questions": ["One?"]}, ALICE)
+        jobs, items = service.gateway.records, [Item("p", "w", {"messages": [{}]})]
+        others = Job("warm-other", Principal("a", user="bob"), 1.0, items)
+        await jobs.write("warm", "a", others.id, others.wish())
+        listed = (await service.send("GET", WARM, key=ALICE)).body["data"]
+        assert [job["id"] for job in listed] == [own]
+        assert (await service.send("GET", f"{WARM}/{own}", key=ALICE)).status == 200
+        for method in ("GET", "DELETE"):
+            answer = await service.send(method, f"{WARM}/{others.id}", key=ALICE)
+            assert (answer.status, answer.error["code"]) == (404, "job_not_found")
+
+
+async def test_a_warmed_question_may_stand_under_a_shared_context() -> None:
+    wish = {"shared_context": "team"}
+    async with serving() as service:
+        made = {"base_prompt": "You review Python.", "allowed_users": ["dora"]}
+        answer = await service.send("PUT", "/v1/cache/contexts/team", made)
+        assert answer.status < 300
+        job = {"questions": ["One?"], "kv_cache": {**wish, "user": "dora"}}
+        (*_, last) = await followed(service, await submitted(service, job))
+        assert last["counts"]["done"] == 1, last
+        used = {"enabled": True, **wish, "user": "dora"}
+        hit = await service.chat(used, messages=question("One?"))
+        assert hit.headers["X-Cache-Level"] == "response"
+        job["kv_cache"] = {**wish, "user": "emil"}
+        (*_, last) = await followed(service, await submitted(service, job))
+        assert last["items"][0]["error"]["code"] == "context_forbidden"
 
 
 @pytest.mark.parametrize(
