@@ -1,4 +1,4 @@
-"""The command line: ``kvgate serve | check | stats | model fetch | model plan``.
+"""The command line: ``kvgate serve | check | stats | warm | model fetch | model plan``.
 
 Exit codes: 0 done; 1 it could not be done, and one line (for ``check`` one per problem) says why;
 2 the command line itself is wrong; 78 the model cannot be fetched; 130 stopped by Ctrl-C.
