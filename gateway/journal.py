@@ -102,9 +102,7 @@ class Journal:
     def store_failed(self, error: Exception) -> None:
         """An answer was given and could not be stored."""
         self.statistics.store_failures += 1
-        if not isinstance(
-            error, StoreError
-        ):  # what a store as a whole suffers its guard says, once
+        if not isinstance(error, StoreError):  # those a guard reports, once for all
             _log.warning("answer not stored", error=type(error).__name__, reason=str(error)[:200])
 
     def left(self, *, request_id: str, endpoint: str, seconds: float) -> None:

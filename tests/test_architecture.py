@@ -47,6 +47,7 @@ TESTED_ELSEWHERE = {
     "gateway/backends/base.py": "a contract; its implementations are tested against it",
     "gateway/store/base.py": "a contract, tested once for all stores in tests/contracts/test_store.py",
     "gateway/store/memory.py": "tests/contracts/test_store.py",
+    "gateway/store/redis_lua.py": "run on a server by tests/gateway/store/test_redis.py",
     "gateway/store/sharing.py": "contracts, tested once for all in tests/contracts/test_sharing.py",
     "gateway/store/sharing_memory.py": "tests/contracts/test_sharing.py",
     "gateway/store/sharing_disk.py": "tests/contracts/test_sharing.py",

@@ -29,6 +29,7 @@ from redis.asyncio import Redis
 from gateway.store.base import Entry, Fill, Selector, Stored, StoreError, namespace_of
 from gateway.store.codec import CodecError, decode, decode_meta, encode_head
 from gateway.store.redis_client import Script, failing_as_store
+from gateway.store.redis_lua import DROP, LOOK, PUT, TOUCH
 from policies.freshness import EntryMeta
 
 GRACE_S: Final = 60.0
@@ -42,155 +43,6 @@ INDEX_BYTES: Final = 110
 """What each index of it takes (measured)."""
 
 _RANK: Final = {"low": 0, "medium": 1, "high": 2}
-
-_PRELUDE: Final = """
-local P = KEYS[1]
-local function groups(share)
-  if share == '' then return {''} end
-  return {'', share}
-end
-local function number(field) return tonumber(redis.call('HGET', P..'t', field) or 0) end
-local function drop(key)
-  redis.call('DEL', P..'e:'..key)
-  local packed = redis.call('HGET', P..'m', key)
-  if not packed then return false end
-  local r = cmsgpack.unpack(packed)
-  redis.call('HDEL', P..'m', key)
-  for _, g in ipairs(groups(r[5])) do
-    redis.call('ZREM', P..'x:'..g, key)
-    redis.call('ZREM', P..'v:'..r[2]..':'..g, key)
-    redis.call('HINCRBY', P..'t', 'bytes:'..g, -r[1])
-  end
-  for i = 7, #r do redis.call('ZREM', P..'i:'..r[i], key) end
-  return r[6]
-end
-local function prune(before)
-  for _, key in ipairs(redis.call('ZRANGEBYSCORE', P..'x:', '-inf', before, 'LIMIT', 0, 64)) do
-    if redis.call('EXISTS', P..'e:'..key) == 0 then drop(key) end
-  end
-end
-local function with_totals(result)
-  table.insert(result, 1, number('bytes:'))
-  table.insert(result, 1, redis.call('HLEN', P..'m'))
-  return result
-end
-"""
-
-PUT: Final = Script.of(
-    "#!lua\n"
-    + _PRELUDE
-    + """
-local now, key, value, px, size = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local rank, cost, expires, meta = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], ARGV[9]
-local share, most = ARGV[10], {[''] = tonumber(ARGV[11]), [ARGV[10]] = tonumber(ARGV[12])}
-drop(key)
-prune(tonumber(ARGV[13]))
-local worth = cost / size
-local function value_in(g)
-  if redis.call('ZCARD', P..'v:'..rank..':'..g) == 0 then
-    redis.call('HDEL', P..'t', 'floor:'..rank..':'..g)
-  end
-  return number('floor:'..rank..':'..g) + worth
-end
-local function victim(g)
-  local expired = redis.call('ZRANGEBYSCORE', P..'x:'..g, '-inf', now, 'LIMIT', 0, 1)[1]
-  if expired then return expired end
-  for lower = 0, rank do
-    local name = lower..':'..g
-    local least = redis.call('ZRANGE', P..'v:'..name, 0, 0, 'WITHSCORES')
-    if least[1] then
-      if lower == rank and tonumber(least[2]) > value_in(g) then return nil end
-      redis.call('HSET', P..'t', 'floor:'..name, least[2])
-      return least[1]
-    end
-  end
-end
--- A key without a record, if a server that had to drop keys has dropped those: not a second time.
-local function forget(g, key)
-  redis.call('ZREM', P..'x:'..g, key)
-  for one = 0, 2 do redis.call('ZREM', P..'v:'..one..':'..g, key) end
-end
-if redis.call('HLEN', P..'m') == 0 then redis.call('DEL', P..'t') end
-local evicted = {}
-for _, g in ipairs({share, ''}) do
-  while number('bytes:'..g) + size > most[g] do
-    local least = size <= most[g] and victim(g)
-    if not least then
-      table.insert(evicted, 1, 0)
-      return with_totals(evicted)
-    end
-    local head = drop(least)
-    if head then table.insert(evicted, head) else forget(g, least) end
-  end
-end
-local record = {size, rank, worth, 1, share, meta}
-for i = 14, #ARGV do
-  record[i - 7] = ARGV[i]
-  redis.call('ZADD', P..'i:'..ARGV[i], 0, key)
-end
-redis.call('SET', P..'e:'..key, value, 'PX', px)
-redis.call('HSET', P..'m', key, cmsgpack.pack(record))
-for _, g in ipairs(groups(share)) do
-  redis.call('ZADD', P..'x:'..g, expires, key)
-  redis.call('ZADD', P..'v:'..rank..':'..g, value_in(g), key)
-  redis.call('HINCRBY', P..'t', 'bytes:'..g, size)
-end
-table.insert(evicted, 1, 1)
-return with_totals(evicted)
-"""
-)
-TOUCH: Final = Script.of(
-    "#!lua\n"
-    + _PRELUDE
-    + """
-for i = 2, #ARGV, 2 do
-  local packed = redis.call('HGET', P..'m', ARGV[i])
-  if packed then
-    local r = cmsgpack.unpack(packed)
-    r[4] = r[4] + tonumber(ARGV[i + 1])
-    redis.call('HSET', P..'m', ARGV[i], cmsgpack.pack(r))
-    for _, g in ipairs(groups(r[5])) do
-      local name = r[2]..':'..g
-      redis.call('ZADD', P..'v:'..name, 'XX', number('floor:'..name) + r[4] * r[3], ARGV[i])
-    end
-  end
-end
-prune(tonumber(ARGV[1]))
-return with_totals({})
-"""
-)
-# Taking away must also work when the server is full.
-DROP: Final = Script.of(
-    "#!lua flags=allow-oom\n"
-    + _PRELUDE
-    + """
-local gone = {}
-for _, key in ipairs(ARGV) do
-  local meta = drop(key)
-  if meta then table.insert(gone, meta) end
-end
-return with_totals(gone)
-"""
-)
-LOOK: Final = Script.of(
-    "#!lua flags=allow-oom\n"
-    + _PRELUDE
-    + """
-local keys = {ARGV[1]}
-if #ARGV > 1 then
-  keys = redis.call('ZRANGEBYLEX', P..'i:'..ARGV[1], ARGV[2], '+', 'LIMIT', 0, ARGV[3])
-end
-local found = {keys[#keys] or '', #keys}
-for _, key in ipairs(keys) do
-  if redis.call('EXISTS', P..'e:'..key) == 0 then
-    drop(key)
-  else
-    table.insert(found, cmsgpack.unpack(redis.call('HGET', P..'m', key))[6])
-  end
-end
-return with_totals(found)
-"""
-)
 
 
 class RedisStore:
@@ -212,7 +64,7 @@ class RedisStore:
         self._shares = shares or {}
         self._prefix = f"{namespace}:{tier}:".encode()
         self._uses: Counter[bytes] = Counter()
-        self._used = 0
+        self._used = USES_PER_TELLING  # the first look-up asks how full the tier is
         self._entries = 0
         self._bytes = 0
         self._evictions = 0
