@@ -23,7 +23,8 @@ Read in this order:
 10. ``record``    how the large records of the hot path are made
 11. ``conversation``  what a conversation is about;  ``analytics``  what its numbers recommend
 12. ``contexts``  shared contexts: who may use one, does a call start with its text
-13. ``warming``   what a wish to warm asks for;  ``affinity``  which of several backends knows a prompt
+13. ``warming``   what a wish to warm asks for;  ``embeddings``  a list of texts as texts one by one;
+                  ``affinity``  which of several backends knows a prompt
 
 A client's fault is a ``policies.call.RequestError``; there is no other exception on purpose.
 """
