@@ -12,7 +12,6 @@ line ``nobody`` how fast it goes alone.
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -229,7 +228,6 @@ def main() -> None:
     content = {
         **known,
         "backend": what,
-        "model": os.environ.get("KVGATE_ENGINE__MODEL") and "KVGATE_ENGINE__MODEL",
         "rows": [row.as_dict() for row in rows],
         "warmed_per_s_alone": round(alone_per_s, 2),
     }
