@@ -50,6 +50,7 @@ class Channel:
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._questions = 0
         self._open = True
+        self._ended = asyncio.Event()
 
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"
@@ -77,6 +78,13 @@ class Channel:
             _log.warning("channel broken", reason=str(error)[:200])
         finally:
             self.close()
+            self._ended.set()
+
+    async def gone(self, *, within_s: float) -> None:
+        """Wait until :meth:`run` has read all that an ended process had said."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._ended.wait()
 
     def say(self, kind: str, body: Any = None) -> None:
         """Tell the other end; a message to nobody is lost."""

@@ -19,7 +19,7 @@ import sys
 import time
 from asyncio import FIRST_COMPLETED
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from secrets import token_bytes
@@ -32,7 +32,7 @@ from gateway.config import Config
 from gateway.flights import Tasks
 from gateway.numbers import Numbers, added_up
 from gateway.tally import Statistics
-from gateway.workers.channel import Channel, ChannelError
+from gateway.workers.channel import Channel, ChannelError, Handler
 from gateway.workers.handover import Handover
 from gateway.workers.team import COUNTED_WITHIN_S, HEARD_WITHIN_S, told
 
@@ -52,21 +52,36 @@ _log = structlog.get_logger("kvgate.workers")
 
 
 @dataclass(slots=True, eq=False)
+class Recruit:
+    """A process, before and after it got its place. It has inherited ``listeners``, by number."""
+
+    process: Process
+    listeners: Mapping[int, socket.socket]
+    place: "Place | None" = None
+    hears: bool = False  # it takes messages: what it knows from now on, it knows after them
+
+    def fits(self, place: "Place") -> bool:
+        """Whether it could serve there."""
+        return self.process.returncode is None and (
+            self.listeners.get(place.number) is place.listener and place.listener.fileno() >= 0
+        )
+
+
+@dataclass(slots=True, eq=False)
 class Place:
     """One worker's place: it stays while processes come and go."""
 
     number: int
     listener: socket.socket
-    process: Process | None = None
+    recruit: Recruit | None = None
     channel: Channel | None = None
-    hears: bool = False  # it takes messages: what it knows from now on, it knows after them
     serving: bool = False
     began_s: float = 0.0
     crashes: int = 0
     counted: Numbers = field(default_factory=lambda: Numbers(Statistics()))
 
     def __repr__(self) -> str:
-        pid = self.process.pid if self.process else None
+        pid = self.recruit.process.pid if self.recruit else None
         return f"<Place {self.number} pid={pid} serving={self.serving} crashes={self.crashes}>"
 
 
@@ -95,6 +110,7 @@ class Supervisor:
         self._url = url
         self._left = Numbers(Statistics())
         self._announced = False
+        self._spare: tuple[Recruit, Channel] | None = None
         self._stopping = asyncio.Event()
         self._halting = asyncio.Event()
         self._code = 0
@@ -123,8 +139,9 @@ class Supervisor:
             await self._stopping.wait()
             await self._drain(keeping)
         finally:
+            await self._dismiss_spare()
             for place in self._places:
-                _kill(place)
+                _kill(place.recruit)
             if self._engine is not None:
                 await self._engine.stop()
             await self._tasks.close()
@@ -139,12 +156,13 @@ class Supervisor:
 
     async def _drain(self, keeping: Sequence["asyncio.Task[None]"]) -> None:
         """Take no more connections, wait for the running answers, and not for ever."""
+        await self._dismiss_spare()
         for place in self._places:
             place.listener.close()
             if place.serving and place.channel is not None:
                 place.channel.say("drain")
-            elif place.process is not None:
-                place.process.terminate()  # it may not hear yet
+            elif place.recruit is not None:
+                place.recruit.process.terminate()  # it may not hear yet
         ended = self._tasks.start(_all(keeping), name="all workers")
         halting = self._tasks.start(_until(self._halting), name="halting")
         within_s = self._config.server.shutdown_grace_s + BEYOND_GRACE_S
@@ -155,7 +173,7 @@ class Supervisor:
                     place.channel.say("halt")
             await asyncio.wait([ended], timeout=HALT_S)
         for place in self._places:
-            _kill(place)
+            _kill(place.recruit)
         await ended
 
     async def _keep(self, place: Place) -> None:
@@ -180,21 +198,20 @@ class Supervisor:
         place.began_s = self._clock()
         if place.listener.fileno() < 0:
             place.listener = self._bind()
-        process, channel = await self._spawn(place)
-        place.process, place.channel = process, channel
+        recruit, channel = self._take_spare(place) or await self._spawn(place)
+        process, recruit.place = recruit.process, place
+        place.recruit, place.channel = recruit, channel
         _log.info("worker starting", worker=place.number, pid=process.pid)
-        hearing = self._tasks.start(channel.run(), name=f"channel {place.number}")
         handover = Handover(place.number, self._config, self._kv_secret)
         channel.say("handover", handover.as_dict())
         if self._engine is not None:
             channel.say("engine", told(self._engine.view()))
         try:
             exit_code = await process.wait()
-            await asyncio.wait([hearing], timeout=LAST_WORDS_S)
+            await channel.gone(within_s=LAST_WORDS_S)
         finally:
             channel.close()
-            place.hears = place.serving = False
-            place.channel = place.process = None
+            place.serving, place.channel, place.recruit = False, None, None
             self._left = added_up([self._left, place.counted.left()])
             place.counted = Numbers(Statistics())
         ended = {"signal": _signal_name(-exit_code)} if exit_code < 0 else {"exit_code": exit_code}
@@ -202,16 +219,19 @@ class Supervisor:
         getattr(_log, level)("worker ended", worker=place.number, pid=process.pid, **ended)
         return exit_code
 
-    async def _spawn(self, place: Place) -> tuple[Process, Channel]:
+    async def _spawn(self, *places: Place) -> tuple[Recruit, Channel]:
+        """A process that can take one of these places."""
+        listeners = {place.number: place.listener for place in places}
         ours, theirs = socket.socketpair()
         with theirs:
             ours.setblocking(False)
-            descriptors = theirs.fileno(), place.listener.fileno()
+            names = [f"{number}:{sock.fileno()}" for number, sock in listeners.items()]
             try:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
-                    *map(str, descriptors),
-                    pass_fds=descriptors,
+                    str(theirs.fileno()),
+                    *names,
+                    pass_fds=(theirs.fileno(), *(sock.fileno() for sock in listeners.values())),
                     stdin=DEVNULL,
                     env=code_environment(os.environ),
                     start_new_session=True,  # a Ctrl-C meant for us does not reach it
@@ -219,18 +239,62 @@ class Supervisor:
             except OSError:
                 ours.close()
                 raise
-        channel = await Channel.over(
-            ours,
-            tasks=self._tasks,
-            handlers={
-                "hears": lambda _: self._hears(place),
-                "serving": lambda said: self._is_serving(place, said),
-                "numbers": lambda said: self._has_counted(place, said),
-                "others": lambda _: self._others(place),
-                "tell": lambda news: self._pass_on(place, news),
-            },
-        )
-        return process, channel
+        recruit = Recruit(process, listeners)
+        channel = await Channel.over(ours, tasks=self._tasks, handlers=self._handlers(recruit))
+        self._tasks.start(channel.run(), name=f"channel of {process.pid}")
+        return recruit, channel
+
+    def _handlers(self, recruit: Recruit) -> dict[str, Handler]:
+        async def hears(_: Any) -> None:
+            recruit.hears = True
+
+        def at(handle: Callable[[Place, Any], Awaitable[Any]]) -> Handler:
+            async def handled(body: Any) -> Any:
+                assert recruit.place is not None  # nobody speaks before it has one
+                return await handle(recruit.place, body)
+
+            return handled
+
+        return {
+            "hears": hears,
+            "serving": at(self._is_serving),
+            "numbers": at(self._has_counted),
+            "others": at(self._others),
+            "tell": at(self._pass_on),
+        }
+
+    def _take_spare(self, place: Place) -> tuple[Recruit, Channel] | None:
+        """The one that waits, if it can serve in this place."""
+        spare = self._spare
+        if spare is None or not spare[0].fits(place):
+            return None
+        self._spare = None
+        return spare
+
+    async def _keep_spare(self) -> None:
+        """Have a process wait with everything loaded: a replacement then starts in no time."""
+        try:
+            spare = await self._spawn(*self._places)
+        except OSError as error:
+            _log.warning("no spare worker", reason=str(error))
+            return
+        self._set_spare(spare)
+        recruit, channel = spare
+        if self._stopping.is_set() or not all(map(recruit.fits, self._places)):
+            _kill(recruit)
+        await recruit.process.wait()
+        if self._spare is spare:
+            channel.close()
+            self._set_spare(None)
+
+    def _set_spare(self, spare: tuple[Recruit, Channel] | None) -> None:
+        self._spare = spare
+
+    async def _dismiss_spare(self) -> None:
+        if self._spare is not None:
+            recruit, _ = self._spare
+            _kill(recruit)
+            await recruit.process.wait()
 
     async def _pause(self, place: Place, exit_code: int) -> None:
         """Wait before the next start when the last ones did not live long."""
@@ -242,12 +306,10 @@ class Supervisor:
             return
         _log.warning("worker restarts", worker=place.number, in_s=delay_s, crashes=place.crashes)
         place.listener.close()  # or its share of the connections would wait for all that time
+        await self._dismiss_spare()  # it holds it, too
         with suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
                 await self._stopping.wait()
-
-    async def _hears(self, place: Place) -> None:
-        place.hears = True
 
     async def _is_serving(self, place: Place, said: Any) -> None:
         place.serving = True
@@ -256,12 +318,14 @@ class Supervisor:
         if not self._announced and all(one.serving for one in self._places):
             self._announced = True
             _log.info("listening", url=self._url, models=said["models"], workers=len(self._places))
+        if all(one.serving for one in self._places) and self._spare is None:
+            self._tasks.start(self._keep_spare(), name="spare worker")
 
     async def _has_counted(self, place: Place, said: Any) -> None:
         if said is not None:
             place.counted = Numbers.of(said)
 
-    async def _others(self, asking: Place) -> Any:
+    async def _others(self, asking: Place, _: Any) -> Any:
         """The numbers of all but ``asking``: of the living as of now, of the dead the last ones."""
         answers = await self._ask_others(asking, "numbers", None, within_s=COUNTED_WITHIN_S / 2)
         for place, answer in answers.items():
@@ -287,7 +351,8 @@ class Supervisor:
         others = [
             (place, place.channel)
             for place in self._places
-            if place is not asking and place.hears and place.channel is not None
+            if place is not asking and place.channel is not None
+            if place.recruit is not None and place.recruit.hears
         ]
         answers = await asyncio.gather(
             *(channel.ask(kind, body, within_s=within_s) for _, channel in others),
@@ -323,10 +388,10 @@ async def _until(event: asyncio.Event) -> None:
     await event.wait()
 
 
-def _kill(place: Place) -> None:
-    if place.process is not None:
+def _kill(recruit: Recruit | None) -> None:
+    if recruit is not None:
         with suppress(ProcessLookupError):
-            place.process.kill()
+            recruit.process.kill()
 
 
 def _signal_name(number: int) -> str:

@@ -1,4 +1,6 @@
-"""One worker: ``python -m gateway.workers.worker CHANNEL LISTENER``, both file descriptors.
+"""One worker: ``python -m gateway.workers.worker CHANNEL NUMBER:LISTENER …``, file descriptors.
+
+Which listener is its own it learns with its number; it closes the others.
 
 It serves until its supervisor says so or a SIGTERM comes, then lets running answers finish. When
 the supervisor is gone there is nobody to watch it and it ends at once, however it is occupied.
@@ -10,6 +12,7 @@ import ctypes
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
@@ -39,8 +42,10 @@ class Worker:
         self._team: Team | None = None
         self._site: Site | None = None
 
-    async def run(self, channel_socket: socket.socket, listener: socket.socket) -> int:
-        """Serve; returns the exit code."""
+    async def run(
+        self, channel_socket: socket.socket, listeners: Mapping[int, socket.socket]
+    ) -> int:
+        """Serve on one of ``listeners``, by worker's number; returns the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._asked_to_stop)
@@ -62,7 +67,10 @@ class Worker:
         try:
             handover = await self._first_message()
             if handover is not None:
-                await self._serve(handover, channel, listener)
+                for worker, other in listeners.items():
+                    if worker != handover.worker:
+                        other.close()
+                await self._serve(handover, channel, listeners[handover.worker])
         except Exception:  # noqa: BLE001 - the process's last words, for the log
             _log.exception("worker failed")
             return 1
@@ -160,17 +168,22 @@ def die_with_parent() -> None:
 def main(arguments: list[str]) -> int:
     """Serve on what was inherited."""
     die_with_parent()
-    channel_fd, listener_fd = map(int, arguments)
-    channel, listener = socket.socket(fileno=channel_fd), socket.socket(fileno=listener_fd)
-    with channel, listener:
-        for inherited in (channel, listener):
+    channel_fd, *named = arguments
+    channel = socket.socket(fileno=int(channel_fd))
+    pairs = [name.split(":") for name in named]
+    listeners = {int(number): socket.socket(fileno=int(fd)) for number, fd in pairs}
+    try:
+        for inherited in (channel, *listeners.values()):
             inherited.setblocking(False)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(_run(channel, listener))
+            return runner.run(_run(channel, listeners))
+    finally:
+        for inherited in (channel, *listeners.values()):
+            inherited.close()
 
 
-async def _run(channel_socket: socket.socket, listener: socket.socket) -> int:
-    return await Worker().run(channel_socket, listener)
+async def _run(channel: socket.socket, listeners: Mapping[int, socket.socket]) -> int:
+    return await Worker().run(channel, listeners)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A child that keeps a worker's side of the bargain with its supervisor, and does what it is told.
 
-Started as a script with two file descriptors. Who connects to its listener sends one JSON line and
+Started as a script with file descriptors, as a worker is. Who connects to its listener sends one JSON line and
 gets one back: ``{"do": "state"}``, ``{"do": "ask", "kind": …, "body": …}``, ``{"do": "exit", "code":
 …}``. ``KVGATE_TEST_WORKER`` says how it behaves otherwise: words with a comma between, of ``exit=N``
 (at once), ``deaf`` (never answers news), ``stubborn`` (hears no drain and no SIGTERM).
@@ -18,16 +18,21 @@ Json = dict[str, Any]
 
 
 class FakeWorker:
-    def __init__(self, channel: socket.socket, listener: socket.socket, wishes: Json) -> None:
-        self.channel, self.listener, self.wishes = channel, listener, wishes
+    def __init__(
+        self, channel: socket.socket, listeners: dict[int, socket.socket], wishes: Json
+    ) -> None:
+        self.channel, self.listeners, self.wishes = channel, listeners, wishes
+        self.listener: socket.socket | None = None
         self.unread = b""
         self.heard: list[Json] = []
         self.state: Json = {"pid": os.getpid(), "sid": os.getsid(0), "heard": self.heard}
         self.answers: dict[int, Json] = {}
 
     def run(self) -> NoReturn:
+        self.say({"kind": "hears", "body": None})
         while True:
-            readable, _, _ = select.select([self.channel, self.listener], [], [])
+            wanted = [self.channel, *filter(None, [self.listener])]
+            readable, _, _ = select.select(wanted, [], [])
             if self.channel in readable:
                 self.read()
             else:
@@ -48,7 +53,9 @@ class FakeWorker:
         match message["kind"]:
             case "handover":
                 self.state["handover"] = message["body"]
-                self.say({"kind": "hears", "body": None})
+                self.listener = self.listeners.pop(message["body"]["worker"])
+                for other in self.listeners.values():
+                    other.close()
                 self.say({"kind": "serving", "body": {"models": ["m"]}})
             case "drain" | "halt" if "stubborn" not in self.wishes:
                 sys.exit(0)
@@ -64,6 +71,7 @@ class FakeWorker:
         self.channel.sendall(json.dumps(message).encode() + b"\n")
 
     def serve(self) -> None:
+        assert self.listener is not None
         connection, _ = self.listener.accept()
         with connection, connection.makefile("rwb") as file:
             wish = json.loads(file.readline())
@@ -93,7 +101,9 @@ if __name__ == "__main__":
         sys.exit(int(wishes["exit"]))
     if "stubborn" in wishes:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sockets = [socket.socket(fileno=int(number)) for number in sys.argv[1:3]]
-    for one in sockets:
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    pairs = [name.split(":") for name in sys.argv[2:]]
+    listeners = {int(number): socket.socket(fileno=int(fd)) for number, fd in pairs}
+    for one in (channel, *listeners.values()):
         one.setblocking(True)
-    FakeWorker(*sockets, wishes).run()
+    FakeWorker(channel, listeners, wishes).run()

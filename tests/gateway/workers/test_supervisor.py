@@ -79,6 +79,11 @@ class Bench:
         assert self.running is not None
         return await self.running
 
+    def spare(self) -> int | None:
+        """The process that waits and hears."""
+        waiting = self.supervisor._spare
+        return waiting[0].process.pid if waiting is not None and waiting[0].hears else None
+
     def pids(self) -> list[int]:
         return [line["pid"] for line in self.events("worker starting")]
 
@@ -176,6 +181,56 @@ async def test_a_killed_worker_is_replaced_at_once_on_the_same_listener(
     assert bench.events("worker ended")[0]["signal"] == "SIGKILL"
     assert not bench.events("worker restarts")
     assert len(bench.events("listening")) == 1
+
+
+async def test_a_replacement_waits_loaded_and_is_itself_replaced(
+    make: Callable[..., Bench],
+) -> None:
+    bench = make()
+    await bench.start()
+    taken = []
+    for times in range(2):
+        await until(lambda: bench.spare() not in {None, *taken})
+        taken.append(bench.spare())
+        await bench.do(2, do="exit", code=9)
+        await bench.says("worker serving", 3 + times)
+        assert (await bench.do(2, do="state"))["pid"] == taken[-1]
+    await until(lambda: bench.spare() not in {None, *taken})
+    last = bench.spare()
+    assert await bench.stop() == 0
+    assert last is not None
+    await until(lambda: not alive(last))
+
+
+async def test_a_spare_that_died_is_not_taken(make: Callable[..., Bench]) -> None:
+    bench = make()
+    await bench.start()
+    await until(lambda: bench.spare() is not None)
+    dead = bench.spare()
+    assert dead is not None
+    os.kill(dead, signal.SIGKILL)
+    await until(lambda: bench.spare() is None)
+    await bench.do(1, do="exit", code=9)
+    await bench.says("worker serving", 3)
+    await until(lambda: bench.spare() is not None)
+
+
+async def test_without_a_spare_it_serves_on(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = Supervisor._spawn
+
+    async def refuse(supervisor: Supervisor, *places: Any) -> Any:
+        if len(places) > 1:
+            raise OSError("no memory")
+        return await spawn(supervisor, *places)
+
+    monkeypatch.setattr(Supervisor, "_spawn", refuse)
+    bench = make()
+    await bench.start()
+    await bench.says("no spare worker")
+    await bench.do(1, do="exit", code=9)
+    await bench.says("worker serving", 3)
 
 
 async def test_after_several_crashes_the_next_start_waits_and_takes_no_share_meanwhile(

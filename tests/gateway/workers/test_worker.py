@@ -42,6 +42,7 @@ class Bench:
         self.folder = folder
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
+        self.other = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.told: list[Any] = []
         self.channel: Channel | None = None
@@ -59,7 +60,7 @@ class Bench:
         theirs.setblocking(False)
         worker = Worker()
         loop = asyncio.get_running_loop()
-        self.running = loop.create_task(worker.run(theirs, self.listener))
+        self.running = loop.create_task(worker.run(theirs, {2: self.listener, 3: self.other}))
         assert (await self.said.get())[0] == "hears"
         backend = {"name": "up", "base_url": upstream, "models": ["m"]}
         config = Config.model_validate(
@@ -115,6 +116,7 @@ class Bench:
             await self.ended()
         await self.tasks.close()
         self.listener.close()
+        self.other.close()
 
 
 @pytest.fixture
@@ -131,6 +133,7 @@ async def test_it_serves_and_says_which_one_it_is(bench: Bench) -> None:
         assert (await bench.serving())["models"] == ["m"]
         assert (await bench.ask(QUESTION)).status == 200
         assert await bench.get("/healthz") == (200, {"status": "ok", "worker": 2})
+        assert bench.other.fileno() < 0  # it is another one's
         assert (await bench.get("/readyz"))[0] == 200
 
 
@@ -248,7 +251,9 @@ async def test_who_is_not_wanted_any_more_starts_nothing(bench: Bench, how: str)
         ours, tasks=bench.tasks, handlers={"hears": bench._note("hears")}
     )
     bench.tasks.start(bench.channel.run(), name="channel")
-    bench.running = asyncio.get_running_loop().create_task(Worker().run(theirs, bench.listener))
+    bench.running = asyncio.get_running_loop().create_task(
+        Worker().run(theirs, {2: bench.listener})
+    )
     await bench.said.get()
     match how:
         case "drain":
@@ -267,7 +272,9 @@ async def test_news_before_it_serves_are_about_nothing_it_has(bench: Bench) -> N
         ours, tasks=bench.tasks, handlers={"hears": bench._note("hears")}
     )
     bench.tasks.start(bench.channel.run(), name="channel")
-    bench.running = asyncio.get_running_loop().create_task(Worker().run(theirs, bench.listener))
+    bench.running = asyncio.get_running_loop().create_task(
+        Worker().run(theirs, {2: bench.listener})
+    )
     await bench.said.get()
     news = {"topic": "clear", "message": {}}
     assert await bench.channel.ask("news", news, within_s=10) is None
@@ -290,7 +297,7 @@ def test_as_a_process_it_ends_with_its_channel() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.create_server(("127.0.0.1", 0)) as listener:
         fds = theirs.fileno(), listener.fileno()
-        command = [sys.executable, "-m", "gateway.workers.worker", *map(str, fds)]
+        command = [sys.executable, "-m", "gateway.workers.worker", str(fds[0]), f"1:{fds[1]}"]
         process = subprocess.Popen(command, pass_fds=fds, cwd=ROOT)
         assert b"hears" in ours.recv(100)
         theirs.close()
@@ -304,7 +311,7 @@ def test_the_same_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     with ours:
         ours.shutdown(socket.SHUT_WR)
         listener = socket.create_server(("127.0.0.1", 0))
-        assert main([str(theirs.detach()), str(listener.detach())]) == 0
+        assert main([str(theirs.detach()), f"1:{listener.detach()}"]) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be asked")
