@@ -8,13 +8,14 @@ The work of a prompt is what was not known of it, and fades as newer work comes.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
 CHUNK_BYTES: Final = 512
 """Of the prompt's text: about a hundred tokens."""
+CHUNK_TOKENS: Final = 100
 HASH_BYTES: Final = 8
 BOUND: Final = 1.25
 """How much more than the mean a backend may have been given and still be chosen."""
@@ -58,13 +59,27 @@ class Affinity:
         self._known: dict[str, OrderedDict[int, None]] = {name: OrderedDict() for name in capacity}
         self._work = dict.fromkeys(capacity, 0.0)
 
-    def choose(self, chain: Chain, among: Collection[str]) -> Choice:
+    def choose(self, chain: Chain, among: Sequence[str]) -> Choice:
         """The best of ``among``, which must not be empty. Changes nothing."""
+        return self.rank(chain, among)[0]
+
+    def rank(
+        self, chain: Chain, among: Sequence[str], *, favourite: str | None = None
+    ) -> list[Choice]:
+        """All of ``among``, the best first; who is over the bound comes last. Changes nothing.
+
+        ``favourite`` goes first while it is within the bound. Of equals, the order given stands.
+        """
         mean = sum(self._work[name] for name in among) / len(among)
         most = self._bound * mean + len(chain)
-        able = [name for name in among if self._work[name] <= most]
-        choices = [Choice(name, self._leading(name, chain)) for name in able]
-        return max(choices, key=lambda choice: (self._reason(choice), -self._work[choice.name]))
+
+        def merit(choice: Choice) -> tuple[bool, bool, int, float]:
+            able = self._work[choice.name] <= most
+            reason = self._reason(choice) if able else 0
+            return able, able and choice.name == favourite, reason, -self._work[choice.name]
+
+        choices = [Choice(name, self._leading(name, chain)) for name in among]
+        return sorted(choices, key=merit, reverse=True)
 
     def sent(self, name: str, chain: Chain) -> None:
         """The backend computes this prompt now."""
@@ -83,6 +98,10 @@ class Affinity:
     def forget(self, name: str) -> None:
         """The backend has lost its cache: it was restarted."""
         self._known[name].clear()
+
+    def resize(self, name: str, capacity: int) -> None:
+        """The backend's KV cache holds so many chunks, as it says itself."""
+        self._capacity[name] = capacity
 
     def _leading(self, name: str, chain: Chain) -> int:
         known = self._known[name]

@@ -59,6 +59,29 @@ def test_what_was_not_used_for_long_is_forgotten() -> None:
     assert repr(where) == "<Affinity a 0, b 0, c 0>"
 
 
+def test_who_has_had_enough_is_ranked_last_though_it_knows_the_beginning() -> None:
+    where = affinity(10_000)
+    where.sent("a", list(range(500)))
+    assert [choice.name for choice in where.rank([0, 1, 2], NAMES)] == ["b", "c", "a"]
+    assert where.rank([0, 1, 2], NAMES)[-1].known == 3
+
+
+def test_the_favourite_goes_first_until_it_has_had_enough() -> None:
+    where = affinity(10_000)
+    where.sent("a", [1, 2, 3])
+    assert [one.name for one in where.rank([1, 2, 3], NAMES, favourite="c")] == ["c", "a", "b"]
+    where.sent("c", list(range(100, 600)))
+    assert where.rank([1, 2, 3], NAMES, favourite="c")[0].name == "a"
+
+
+def test_a_backend_may_turn_out_to_hold_less() -> None:
+    where = affinity()
+    where.resize("a", 2)
+    where.sent("a", [1, 2, 3])
+    assert where.choose([2, 3], ["a"]).known == 2
+    assert where.choose([1, 2, 3], ["a"]).known == 0
+
+
 @pytest.mark.parametrize("length", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, 3 * CHUNK_BYTES + 5])
 def test_a_chain_has_a_link_for_each_whole_chunk(length: int) -> None:
     assert len(chain_of("m", [b"x" * length])) == length // CHUNK_BYTES
