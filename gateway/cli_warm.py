@@ -125,7 +125,8 @@ def warm(file: Path, remote: Remote, *, as_json: bool, console: Console) -> int:
         TimeRemainingColumn(),
     )
     try:
-        with Progress(*columns, console=console, transient=True, disable=as_json) as progress:
+        hidden = as_json or not console.is_terminal
+        with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
             task = progress.add_task("", total=job["counts"]["total"], failed="")
 
             def show(counts: Mapping[str, int]) -> None:

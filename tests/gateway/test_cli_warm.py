@@ -15,10 +15,17 @@ import structlog
 from typer.testing import CliRunner, Result
 
 from gateway import cli
+from gateway.cli_warm import Remote
 from gateway.warming import WarmJobs
 from gateway.warming_job import Job
 from tests.kit.scripted_backend import Gate
-from tests.kit.scripted_upstream import Reply, ScriptedUpstream, error_reply
+from tests.kit.scripted_upstream import (
+    Reply,
+    ScriptedUpstream,
+    error_reply,
+    json_reply,
+    stream_reply,
+)
 from tests.kit.service import Service, serving
 
 FAQ = "questions:\n  - One?\n  - Two?\n"
@@ -218,3 +225,30 @@ async def test_ctrl_c_cancels_the_job_and_says_so(
         assert b"Traceback" not in out + err
         (job,) = (await service.send("GET", "/v1/cache/warm")).body["data"]
         assert job["status"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ([{"error": {"message": "the store \x1b[0m is down"}}], "the store \\x1b[0m is down"),
+        ([], "run the same command again"),
+    ],
+)
+async def test_events_that_end_before_the_job_are_told(
+    faq: Path, monkeypatch: pytest.MonkeyPatch, states: list[Any], said: str
+) -> None:
+    monkeypatch.setattr(Remote, "follow", lambda *_: iter(states))
+    async with serving() as service:
+        done = await invoke(service.url, faq)
+        assert done.exit_code == 1
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+async def test_a_connection_that_breaks_is_told(faq: Path) -> None:
+    head = b'data: {"id": "warm-1", "status": "running", "counts": {"done": 0, "skipped": 0, '
+    job = {"id": "warm-1", "status": "running", "counts": {"total": 2, "failed": 0}}
+    async with ScriptedUpstream(json_reply(job, status=202), stream_reply(head, "rst")) as other:
+        done = await invoke(other.url.removesuffix("/v1"), faq)
+        assert done.exit_code == 1
+        assert "broke off" in done.stderr
