@@ -45,7 +45,6 @@ APPLICATION: Final = 0x6B766731
 """Marks a file as ours and of this layout ("kvg1"); another number is another program's file."""
 PRAGMAS: Final = (
     f"PRAGMA page_size={PAGE_BYTES}",
-    "PRAGMA auto_vacuum=INCREMENTAL",
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=NORMAL",  # a crash of the system may cost the last writes, never the file
     "PRAGMA wal_autocheckpoint=0",  # a checkpoint waits for the disk: not in a job, see _keep_up
@@ -87,7 +86,7 @@ class DamagedError(Exception):
 class _Opened:
     """A thread's connection, and which file it belongs to."""
 
-    __slots__ = ("connection", "edition", "inode", "schema")
+    __slots__ = ("connection", "edition", "inode", "ready", "schema")
 
     def __init__(
         self, connection: sqlite3.Connection, edition: int, inode: int, schema: str
@@ -96,6 +95,7 @@ class _Opened:
         self.edition = edition
         self.inode = inode
         self.schema = schema
+        self.ready = False
 
 
 class Database:
@@ -176,10 +176,14 @@ class Database:
             except sqlite3.ProgrammingError:  # ours, not the file's
                 raise
             except (sqlite3.Error, DamagedError, OSError) as error:
-                edition = self._drop()
-                if edition is None or not _is_damage(error):
-                    raise _failure(f"{self._name}: {error}", error) from error
-                self._set_aside(edition, error)
+                failure = _failure(f"{self._name}: {error}", error)
+                opened: _Opened | None = getattr(self._mine, "opened", None)
+                # undone is enough after a refusal; opening anew may need room that is not there
+                if not (isinstance(failure, StoreFull) and opened and opened.ready):
+                    self._drop()
+                if opened is None or not _is_damage(error, self._path(opened.edition)):
+                    raise failure from error
+                self._set_aside(opened.edition, error)
             else:
                 self._keep_up()
                 return result
@@ -206,8 +210,9 @@ class Database:
         )
         with self._lock:
             self._connections.add(connection)
-        self._mine.opened = _Opened(connection, edition, inode, schema)
+        opened = self._mine.opened = _Opened(connection, edition, inode, schema)
         _prepare(connection, schema)
+        opened.ready = True
         return connection
 
     def _is_newest(self, opened: _Opened) -> bool:
@@ -218,17 +223,16 @@ class Database:
             return False
         return inode == opened.inode and not os.path.exists(self._path(opened.edition + 1))  # noqa: PTH110 - same
 
-    def _drop(self) -> int | None:
-        """Close this thread's connection, which undoes what it had begun; says its edition."""
+    def _drop(self) -> None:
+        """Close this thread's connection, which undoes what it had begun."""
         opened: _Opened | None = getattr(self._mine, "opened", None)
         if opened is None:
-            return None
+            return
         self._mine.opened = None
         with self._lock:
             self._connections.discard(opened.connection)
         with suppress(sqlite3.Error):
             opened.connection.close()
-        return opened.edition
 
     def _set_aside(self, edition: int, error: Exception) -> None:
         with self._lock:
@@ -360,12 +364,14 @@ def _failure(message: str, error: Exception) -> StoreError:
     return StoreFull(message) if no_room else StoreError(message)
 
 
-def _is_damage(error: Exception) -> bool:
+def _is_damage(error: Exception, path: Path) -> bool:
     if isinstance(error, OSError):
         return False
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
         if code == sqlite3.SQLITE_IOERR_SHORT_READ:
             return True
+        if code == sqlite3.SQLITE_READONLY:  # its head says so; does the system?
+            return os.access(path, os.W_OK)
         return code is None or code & 0xFF not in HARMLESS
     return True
