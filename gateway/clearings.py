@@ -7,16 +7,18 @@ that may have missed something forgets all it has in memory, which costs it hits
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Final
 
 from gateway.recall import Recall
-from gateway.store.base import Selector
+from gateway.store.base import Selector, StoreError
 from gateway.store.sharing import MISSED, News
 from gateway.store.tiers import Tiers
 from policies.freshness import EntryMeta
 
 TOPIC: Final = "clear"
+REPLACED: Final = "replaced"
 MOST_REMEMBERED: Final = 256
 """Clearings that flights in the air are held against; older ones have landed long ago."""
 
@@ -33,6 +35,7 @@ class Clearings:
         if news is not None:
             news.listen(TOPIC, self._heard)
             news.listen(MISSED, self._heard_of_a_gap)
+            news.listen(REPLACED, self._heard_of_a_new_one)
 
     async def clear(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant, now and in all processes. Raises: StoreError, after trying all."""
@@ -45,6 +48,12 @@ class Clearings:
         self._recall.left((meta.key for meta in gone), "invalidated")
         return gone
 
+    async def replaced(self, key: bytes) -> None:
+        """An entry was computed anew: the others forget the older one that they may have."""
+        if self._news is not None:
+            with suppress(StoreError):  # at worst theirs lives as long as it would have
+                await self._news.tell(REPLACED, {"key": key.hex()})
+
     def cover(self, meta: EntryMeta, since: int) -> bool:
         """Whether such an entry was cleared away after the first ``since`` clearings."""
         return any(number > since and what.matches(meta) for number, what in self._lately)
@@ -54,6 +63,9 @@ class Clearings:
 
     async def _heard_of_a_gap(self, _: Mapping[str, Any]) -> None:
         await self._forget(Selector(None))
+
+    async def _heard_of_a_new_one(self, message: Mapping[str, Any]) -> None:
+        await self._store.forget(of_message(message))
 
     async def _forget(self, selector: Selector) -> None:
         self._note(selector)

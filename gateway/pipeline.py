@@ -380,6 +380,8 @@ class Pipeline:
             self._store_failed(error)
             return
         self._remember(plan, stored)
+        if not plan.may_read:
+            await self._clearings.replaced(meta.key)
 
     def _remember(self, plan: Plan, stored: Stored) -> None:
         self._recall.left((meta.key for meta in stored.evicted), "evicted")

@@ -49,9 +49,11 @@ class Tiers:
     async def get(self, key: bytes, *, now: float, likely: TierName | None = None) -> Entry | None:
         """The entry from the tier that has it; ``likely`` is asked first. Raises: StoreError.
 
-        A tier that fails is passed over while another has the entry.
+        A tier that fails is passed over while another has the entry. What is past its time in our
+        memory another process may have computed anew: then the newest one counts.
         """
         failed: StoreError | None = None
+        old: Entry | None = None
         removals = self._removals
         for tier in self._asked.get(likely, self._asked[None]):
             try:
@@ -59,13 +61,15 @@ class Tiers:
             except StoreError as error:
                 failed = error
                 continue
-            if entry is not None:
+            if entry is not None and old is None and self._may_be_replaced(entry, tier, now=now):
+                old = entry
+            elif entry is not None and (old is None or entry.meta.stored_at > old.meta.stored_at):
                 if tier != "hot" and removals == self._removals:  # else it may be gone from there
                     await self._read_below(entry, tier, now=now)
                 return entry
-        if failed is not None:
+        if old is None and failed is not None:
             raise failed
-        return None
+        return old
 
     async def put(self, entry: Entry, *, now: float) -> Stored:
         """Keep the entry in its own tier, or below it. Raises: StoreError."""
@@ -122,6 +126,10 @@ class Tiers:
         """Close every tier."""
         for store in self._stores.values():
             await store.close()
+
+    def _may_be_replaced(self, entry: Entry, tier: TierName, *, now: float) -> bool:
+        past = entry.meta.stored_at + entry.meta.ttl_s <= now
+        return past and self._several and tier in self._in_memory
 
     async def _sink(self, entry: Entry, tier: TierName, *, now: float) -> Stored:
         """Keep ``entry`` in ``tier`` or the first one below that takes it; others sink for it."""

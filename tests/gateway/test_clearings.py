@@ -87,3 +87,27 @@ async def test_who_may_have_missed_something_forgets_what_it_has_in_memory() -> 
     await wire.listeners[MISSED]({})
     assert await store.get(key_of("a"), now=NOW) is None
     assert repr(clearings) == "<Clearings 1 so far>"
+
+
+async def test_what_was_computed_anew_the_others_forget_and_only_that() -> None:
+    store, wire = Tiers({"warm": MemoryStore("warm", max_bytes=10_000)}), Wire()
+    clearings = Clearings(store, Recall(), wire)
+    await store.put(entry_of("a"), now=NOW)
+    await store.put(entry_of("b"), now=NOW)
+    await clearings.replaced(key_of("a"))
+    ((topic, message),) = wire.told
+    assert await store.get(key_of("a"), now=NOW) is not None
+    await wire.listeners[topic](message)
+    assert await store.get(key_of("a"), now=NOW) is None
+    assert await store.get(key_of("b"), now=NOW) is not None
+    assert clearings.count == 0
+
+
+async def test_that_the_others_could_not_be_told_of_a_new_answer_fails_nothing() -> None:
+    class Silent(Wire):
+        async def tell(self, topic: str, message: Mapping[str, Any]) -> None:
+            raise StoreError("scripted")
+
+    store = Tiers({"warm": MemoryStore("warm", max_bytes=10_000)})
+    await Clearings(store, Recall(), Silent()).replaced(key_of("a"))
+    await Clearings(store, Recall(), None).replaced(key_of("a"))

@@ -214,3 +214,46 @@ async def test_an_entry_that_cannot_rise_is_read_all_the_same() -> None:
     hot.broken = True
     for _ in range(5):
         assert await both.get(key_of("a"), now=NOW, likely="cold") is not None
+
+
+class Shared(MemoryStore):
+    """Stands for a tier that other processes write to as well."""
+
+    def fill(self) -> Fill:
+        return replace(super().fill(), store="disk")
+
+
+@pytest.mark.parametrize(
+    ("theirs_at", "asked_at", "body"),
+    [
+        (NOW + 5, NOW + 11, b"theirs"),  # ours is past its time, and theirs is newer
+        (NOW + 5, NOW + 9, b"ours"),  # ours is good for a second more
+        (NOW - 5, NOW + 11, b"ours"),  # the newest one there is
+        (None, NOW + 11, b"ours"),
+    ],
+)
+async def test_what_is_past_its_time_in_memory_may_have_been_computed_anew_by_another_process(
+    theirs_at: float | None, asked_at: float, body: bytes
+) -> None:
+    stores = {"hot": MemoryStore("hot", max_bytes=9000), "cold": Shared("cold", max_bytes=9000)}
+    both = Tiers({"hot": stores["hot"], "cold": stores["cold"]}, several=True)
+    ours = entry_of("a", b"ours", tier="hot", stored_at=NOW, ttl_s=10.0)
+    await stores["hot"].put(ours, now=NOW)
+    if theirs_at is not None:
+        theirs = entry_of("a", b"theirs", tier="cold", stored_at=theirs_at, ttl_s=10.0)
+        await stores["cold"].put(theirs, now=NOW)
+    found = await both.get(key_of("a"), now=asked_at)
+    assert found is not None
+    assert found.body == body
+
+
+async def test_when_the_shared_tier_fails_what_is_past_its_time_is_better_than_nothing() -> None:
+    class Broken(Shared):
+        async def get(self, key: bytes, *, now: float) -> Entry | None:
+            raise StoreError("scripted")
+
+    hot = MemoryStore("hot", max_bytes=9000)
+    both = Tiers({"hot": hot, "cold": Broken("cold", max_bytes=9000)}, several=True)
+    entry = entry_of("a", tier="hot", stored_at=NOW, ttl_s=10.0)
+    await hot.put(entry, now=NOW)
+    assert await both.get(key_of("a"), now=NOW + 60) == entry
