@@ -50,6 +50,7 @@ TESTED_ELSEWHERE = {
     "gateway/store/redis_lua.py": "run on a server by tests/gateway/store/test_redis.py",
     "gateway/store/sharing.py": "contracts, tested once for all in tests/contracts/test_sharing.py",
     "gateway/store/sharing_memory.py": "tests/contracts/test_sharing.py",
+    "gateway/store/disk_place.py": "tests/gateway/test_places.py",
     "gateway/store/sharing_disk.py": "tests/contracts/test_sharing.py",
 }
 

@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS TIER_standing(
   expires_at REAL NOT NULL, value REAL NOT NULL, used_at REAL NOT NULL, seq INTEGER NOT NULL,
   uses INTEGER NOT NULL, worth REAL NOT NULL, bytes INTEGER NOT NULL);;
 CREATE INDEX IF NOT EXISTS TIER_victims ON TIER_standing(rank, value, used_at, seq);;
-CREATE INDEX IF NOT EXISTS TIER_expiry ON TIER_standing(expires_at, tenant);;
+CREATE INDEX IF NOT EXISTS TIER_expiry ON TIER_standing(expires_at, seq, tenant);;
 CREATE TABLE IF NOT EXISTS TIER_label(
   label BLOB NOT NULL, id INTEGER NOT NULL, PRIMARY KEY(label, id)) WITHOUT ROWID;;
 CREATE INDEX IF NOT EXISTS TIER_labelled ON TIER_label(id);;
@@ -59,10 +59,12 @@ SHARES_SCHEMA: Final = """;;
 CREATE INDEX IF NOT EXISTS TIER_owners ON TIER_standing(tenant, rank, value, used_at, seq)"""
 """Only for who limits tenants: it costs each write a page."""
 
-EXPIRED: Final = "SELECT id FROM TIER_standing WHERE expires_at <= :now ORDER BY expires_at LIMIT 1"
+EXPIRED: Final = (
+    "SELECT id FROM TIER_standing WHERE expires_at <= :now ORDER BY expires_at, seq LIMIT 1"
+)
 EXPIRED_OF_TENANT: Final = (
     "SELECT id FROM (SELECT id, tenant FROM TIER_standing WHERE expires_at <= :now"
-    " ORDER BY expires_at LIMIT :late) WHERE tenant = :tenant LIMIT 1"
+    " ORDER BY expires_at, seq LIMIT :late) WHERE tenant = :tenant LIMIT 1"
 )
 CHEAPEST: Final = "SELECT id FROM TIER_standing ORDER BY rank, value, used_at, seq LIMIT 1"
 CHEAPEST_OF_TENANT: Final = (
@@ -236,6 +238,7 @@ class Shelf:
         now: float,
     ) -> bool:
         """Drop the least valuable until no more than ``most`` is held; False: the newcomer went."""
+        kept = True
         while self._held(connection, tenant) > most:
             number = self._victim(connection, tenant, now)
             if number is None:
@@ -243,11 +246,10 @@ class Shelf:
             left = None if number == newcomer else self._left(connection, number, now)
             if not self._delete(connection, number):
                 raise DamagedError("an index names an entry that is not there")
-            if number == newcomer:
-                return False
+            kept = kept and number != newcomer
             if left is not None:
                 gone.append(left)
-        return True
+        return kept
 
     def _left(
         self, connection: sqlite3.Connection, number: int, now: float

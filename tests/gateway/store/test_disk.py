@@ -1,0 +1,118 @@
+"""The disk tier's face; what every store promises is in tests/contracts/test_store.py."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.store.base import Entry, Selector, StoreError
+from gateway.store.codec import CodecError
+from gateway.store.disk import FLUSH_S, DiskStore, default_folder, open_database
+from gateway.store.disk_database import Database
+from gateway.store.disk_rows import number_of
+from tests.kit.entries import NOW, entry_of, key_of
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    one = open_database(tmp_path)
+    yield one
+    await one.close()
+
+
+async def uses_of(database: Database, name: str) -> int:
+    (found,) = await database.read(
+        lambda connection: connection.execute(
+            "SELECT uses FROM warm_standing WHERE id = ?", (number_of(key_of(name)),)
+        ).fetchone()
+    )
+    return int(found)
+
+
+async def test_hits_are_counted_in_memory_and_written_down_later(database: Database) -> None:
+    store = DiskStore("warm", database, max_bytes=10**6)
+    await store.put(entry_of("a"), now=NOW)
+    await store.get(key_of("a"), now=NOW)  # the first is written at once
+    for _ in range(5):
+        await store.get(key_of("a"), now=NOW + FLUSH_S / 2)
+    await database.write(lambda _: None)
+    assert await uses_of(database, "a") == 2
+    await store.put(entry_of("b"), now=NOW)
+    assert await uses_of(database, "a") == 7
+    await store.get(key_of("a"), now=NOW + FLUSH_S)
+    await database.write(lambda _: None)
+    assert await uses_of(database, "a") == 8
+    await store.get(key_of("a"), now=NOW + FLUSH_S)
+    await store.close()
+    assert await uses_of(database, "a") == 9
+
+
+async def test_what_outlived_the_process_is_found_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        database = open_database(tmp_path)
+        store = DiskStore("warm", database, max_bytes=10**6)
+        await store.put(entry_of("a", b"x"), now=NOW)
+        await store.close()
+        await database.close()
+    database = open_database(tmp_path)
+    store = DiskStore("warm", database, max_bytes=10**6)
+    assert await store.get(key_of("a"), now=NOW) == entry_of("a", b"x")
+    await database.close()
+
+
+async def test_how_full_it_is_counts_what_others_put_there(database: Database) -> None:
+    mine = DiskStore("warm", database, max_bytes=10**6)
+    other = DiskStore("warm", database, max_bytes=10**6)
+    await other.put(entry_of("a"), now=NOW)
+    mine.fill()
+    await asyncio.gather(*(database.read(lambda _: None) for _ in range(20)))
+    assert mine._asking is not None
+    await asyncio.wrap_future(mine._asking)
+    assert mine.fill().entries == 1
+    assert repr(other).startswith("<DiskStore warm: 1 entries")
+
+
+async def test_tiers_in_one_file_do_not_see_each_other(database: Database) -> None:
+    warm = DiskStore("warm", database, max_bytes=10**6)
+    cold = DiskStore("cold", database, max_bytes=10**6)
+    await warm.put(entry_of("a"), now=NOW)
+    assert await cold.get(key_of("a"), now=NOW) is None
+    assert await cold.remove(Selector(None)) == []
+    assert await warm.get(key_of("a"), now=NOW) is not None
+
+
+async def test_an_entry_that_has_no_bytes_is_refused(database: Database) -> None:
+    store = DiskStore("warm", database, max_bytes=10**6)
+    odd: Entry = entry_of("a", cache_key="\ud800")
+    with pytest.raises(CodecError):
+        await store.put(odd, now=NOW)
+    assert issubclass(CodecError, StoreError)
+    assert (await store.put(entry_of("b"), now=NOW)).kept
+
+
+async def test_a_closed_database_fails_as_a_store_does(database: Database) -> None:
+    store = DiskStore("warm", database, max_bytes=10**6)
+    await store.put(entry_of("a"), now=NOW)
+    await store.get(key_of("a"), now=NOW)
+    await database.close()
+    with pytest.raises(StoreError):
+        await store.get(key_of("a"), now=NOW)
+    assert store.fill().entries == 1
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("platform", "environment", "folder"),
+    [
+        ("linux", {"KVGATE_CACHE_DIR": "/own"}, "/own/responses"),
+        ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/kvgate/responses"),
+        ("linux", {"XDG_CACHE_HOME": "relative"}, "~/.cache/kvgate/responses"),
+        ("darwin", {}, "~/Library/Caches/kvgate/responses"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local/kvgate/Cache/responses"),
+    ],
+)
+def test_answers_lie_in_the_users_cache_folder(
+    platform: str, environment: dict[str, str], folder: str
+) -> None:
+    assert default_folder(environment, platform=platform) == Path(folder).expanduser()
