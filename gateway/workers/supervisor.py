@@ -80,10 +80,6 @@ class Place:
     crashes: int = 0
     counted: Numbers = field(default_factory=lambda: Numbers(Statistics()))
 
-    def __repr__(self) -> str:
-        pid = self.recruit.process.pid if self.recruit else None
-        return f"<Place {self.number} pid={pid} serving={self.serving} crashes={self.crashes}>"
-
 
 class Supervisor:
     """All places, the engine, and the way of messages between them."""
@@ -136,6 +132,7 @@ class Supervisor:
                 self._tasks.start(self._keep(place), name=f"worker {place.number}")
                 for place in self._places
             ]
+            self._tasks.start(self._keep_spare(), name="spare worker")
             await self._stopping.wait()
             await self._drain(keeping)
         finally:
@@ -247,6 +244,8 @@ class Supervisor:
     def _handlers(self, recruit: Recruit) -> dict[str, Handler]:
         async def hears(_: Any) -> None:
             recruit.hears = True
+            if recruit.place is None:
+                _log.info("spare worker ready", pid=recruit.process.pid)
 
         def at(handle: Callable[[Place, Any], Awaitable[Any]]) -> Handler:
             async def handled(body: Any) -> Any:

@@ -188,7 +188,7 @@ async def test_a_replacement_waits_loaded_and_is_itself_replaced(
 ) -> None:
     bench = make()
     await bench.start()
-    taken = []
+    taken: list[int | None] = []
     for times in range(2):
         await until(lambda: bench.spare() not in {None, *taken})
         taken.append(bench.spare())

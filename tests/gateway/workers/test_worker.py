@@ -330,5 +330,5 @@ def test_the_kernel_ends_it_with_its_parent_whatever_it_is_doing() -> None:
 
 
 def test_where_the_kernel_cannot_be_asked_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     die_with_parent()
