@@ -236,7 +236,7 @@ class Database:
 
     def _set_aside(self, edition: int, error: Exception) -> None:
         with self._lock:
-            if self._edition > edition or os.path.exists(self._path(edition + 1)):  # noqa: PTH110
+            if self._edition > edition or self._path(edition + 1).exists():
                 return  # another thread or process saw it too
             self._edition = edition + 1
             broken, new = self._path(edition), self._path(edition + 1)
