@@ -252,6 +252,7 @@ class Pipeline:
                 raise from_failed(first)
             case Elsewhere():
                 reader.close()
+                await asyncio.sleep(0)  # so that it has landed, and is not boarded again for ever
                 return None
             case _:
                 reader.close()

@@ -69,12 +69,16 @@ class Together:
         """
         whole = for_list(plan)
         parts, found = await self._look_up(call, whole)
-        if (refusal := await self._refusal(whole, found)) is not None:
-            return refusal
+        if any(isinstance(one, Missed) for one in found) and whole.may_read:
+            listed = await self._pipeline.look_up(whole)
+            if (refusal := _refusal([listed])) is not None:
+                return refusal
         answers: dict[int, Answer] = {}
         with ExitStack() as held:
             while len(answers) < len(parts):
                 await self._catch_up(parts, found, answers)
+                if (refusal := _refusal(found)) is not None:
+                    return refusal
                 company = Company(call, whole, backend, self._pipeline, self._flights)
                 await self._round(company, parts, found, answers, held)
             own = parts[0].plan if len(call.body["input"]) == 1 else whole
@@ -97,17 +101,6 @@ class Together:
                 found.append(one)
             parts += some
         return parts, found
-
-    async def _refusal(self, whole: Plan, found: Sequence[Kept | Missed]) -> Kept | None:
-        """What is remembered about inputs, or a list, that the backend will not take."""
-        for one in found:
-            if isinstance(one, Kept) and one.outcome.level == "negative":
-                return one
-        if whole.may_read and any(isinstance(one, Missed) for one in found):
-            listed = await self._pipeline.look_up(whole)
-            if isinstance(listed, Kept) and listed.outcome.level == "negative":
-                return listed
-        return None
 
     async def _catch_up(
         self, parts: Sequence[Part], found: list[Kept | Missed], answers: dict[int, Answer]
@@ -154,6 +147,12 @@ class Together:
                 answers[place] = answer
             else:
                 found[place] = await self._pipeline.look_up(parts[place].plan)
+
+
+def _refusal(found: Sequence[Kept | Missed]) -> Kept | None:
+    """What is remembered of an input, or a list, that the backend will not take."""
+    refusals = (one for one in found if isinstance(one, Kept) and one.outcome.level == "negative")
+    return next(refusals, None)
 
 
 class Company:

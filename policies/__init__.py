@@ -22,7 +22,8 @@ Read in this order:
                   learned from what comes back;  ``replay``  what a cache would have done
 10. ``record``    how the large records of the hot path are made
 11. ``conversation``  what a conversation is about;  ``analytics``  what its numbers recommend
-12. ``contexts``  shared contexts: who may use one, does a call start with its text
+12. ``embeddings``  a list of inputs taken apart, and put together again
+13. ``contexts``  shared contexts: who may use one, does a call start with its text
 13. ``warming``   what a wish to warm asks for;  ``embeddings``  a list of texts as texts one by one;
                   ``affinity``  which of several backends knows a prompt
 

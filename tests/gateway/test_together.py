@@ -5,7 +5,19 @@ from typing import Any
 
 import pytest
 
-from tests.kit.scripted_backend import Gate
+from gateway.chunks import Whole
+from gateway.errors import ClientFault
+from gateway.pipeline import Answer as PipelineAnswer
+from gateway.pipeline import Kept
+from gateway.store.base import Entry
+from gateway.store.memory import MemoryStore
+from gateway.together import Gathered, Together
+from policies.call import Call
+from policies.outcome import Elsewhere
+from policies.plan import Plan
+from tests.kit.bench import Bench, read
+from tests.kit.entries import asked as asked_for
+from tests.kit.scripted_backend import Gate, Script, completed, failed, opening
 from tests.kit.scripted_upstream import (
     Reply,
     ScriptedUpstream,
@@ -200,3 +212,84 @@ async def test_many_clients_with_lists_of_their_own_make_no_input_twice() -> Non
             assert vectors(answer) == wanted
         assert service.upstream.calls == 1
         assert len(service.gateway.flights) == 0
+
+
+# ---- between one look-up and the next
+
+
+class SlowFor(MemoryStore):
+    """Stands at a gate before it says what it has under one key."""
+
+    def __init__(self, key: bytes) -> None:
+        super().__init__("warm", max_bytes=2**20)
+        self.slow_key = key
+        self.gate = Gate()
+
+    async def get(self, key: bytes, *, now: float) -> Entry | None:
+        if key == self.slow_key:
+            await self.gate.pass_through()
+        return await super().get(key, now=now)
+
+
+def one_of(given: Any) -> tuple[Call, Plan]:
+    return asked_for(endpoint="embeddings", input=given)
+
+
+def vector_script(given: Any) -> Script:
+    return (opening(), Whole(embeddings_body({"model": "m", "input": given})), completed(3, 0))
+
+
+async def single(bench: Bench, text: str) -> PipelineAnswer:
+    call, plan = one_of(text)
+    return await bench.pipeline.answer(call, plan, bench.backend)
+
+
+async def test_what_lands_while_the_rest_is_looked_up_is_not_computed_again() -> None:
+    store = SlowFor(one_of("b")[1].key)
+    bench = Bench(vector_script("a"), vector_script(["b"]), store=store)
+    together = Together(bench.pipeline, bench.flights)
+    listed = asyncio.create_task(together.answer(*one_of(["a", "b"]), bench.backend))
+    await store.gate.reached()  # "a" was not there
+    await read(await single(bench, "a"))
+    await bench.settled()
+    store.gate.open()
+    gathered = await listed
+    assert isinstance(gathered, Gathered)
+    with gathered:
+        assert [isinstance(answer, Kept) for answer in gathered.answers] == [True, False]
+    assert [run.call.body["input"] for run in bench.backend.runs] == ["a", ["b"]]
+    await bench.settled()
+
+
+async def test_what_is_refused_while_the_rest_is_looked_up_refuses_the_list() -> None:
+    store = SlowFor(one_of("b")[1].key)
+    bench = Bench([failed(400)], store=store)
+    together = Together(bench.pipeline, bench.flights)
+    listed = asyncio.create_task(together.answer(*one_of(["a", "b"]), bench.backend))
+    await store.gate.reached()
+    with pytest.raises(ClientFault):
+        await single(bench, "a")
+    await bench.settled()
+    store.gate.open()
+    refusal = await listed
+    assert isinstance(refusal, Kept)
+    assert (refusal.outcome.level, refusal.outcome.status) == ("negative", 400)
+    assert bench.runs == 1
+
+
+async def test_what_another_process_has_computed_is_looked_up_again() -> None:
+    gate = Gate()
+    bench = Bench((gate, Elsewhere()), vector_script(["b"]), vector_script("a"))
+    together = Together(bench.pipeline, bench.flights)
+    alone = asyncio.create_task(single(bench, "a"))
+    await gate.reached()
+    listed = asyncio.create_task(together.answer(*one_of(["a", "b"]), bench.backend))
+    await bench.backend.started(2)
+    gate.open()
+    gathered = await listed
+    assert isinstance(gathered, Gathered)
+    with gathered:
+        assert len(gathered.answers) == 2
+        assert (await read(await alone))["data"][0]["embedding"] == vector_of("a")
+    assert bench.runs == 3
+    await bench.settled()
