@@ -305,14 +305,14 @@ def _route(
         router.add_post(f"{prefix}/chat/completions", completions.handler("chat"))
         router.add_post(f"{prefix}/completions", completions.handler("completions"))
         router.add_post(f"{prefix}/embeddings", completions.handler("embeddings"))
+        router.add_post(f"{prefix}/responses", completions.handler("responses"))
         router.add_get(f"{prefix}/models", guarded(models.list))
         router.add_get(f"{prefix}/models/{{model:.+}}", guarded(models.one))
         router.add_delete(f"{prefix}/models/{{model:.+}}", guarded(models.forward))
         router.add_get(f"{prefix}/chat/completions", guarded(models.forward))
         for method in ("GET", "POST", "DELETE"):
-            router.add_route(
-                method, f"{prefix}/chat/completions/{{rest:.+}}", guarded(models.forward)
-            )
+            for kept in ("chat/completions", "responses"):
+                router.add_route(method, f"{prefix}/{kept}/{{rest:.+}}", guarded(models.forward))
     router.add_get("/v1/cache/stats", guarded(cache.stats))
     router.add_get("/v1/cache/entries", guarded(cache.entries))
     router.add_get("/v1/cache/entries/{key}", guarded(cache.entry))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gateway import responses
 from policies.call import Endpoint
 from policies.outcome import Ending
 
@@ -26,12 +27,14 @@ class Opening:
     """What is known when the backend's answer begins.
 
     ``hit_tokens`` and ``miss_tokens`` count prompt tokens whose KV was reused or computed;
-    ``None`` when the backend says so only at the end, or never.
+    ``None`` when the backend says so only at the end, or never. ``backend`` is the one of several
+    that was chosen.
     """
 
     headers: Mapping[str, str]
     hit_tokens: int | None = None
     miss_tokens: int | None = None
+    backend: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ def fold(parts: Iterable[Chunk | Whole]) -> Json:
             case Whole(whole):
                 return whole
             case Chunk(data):
+                if (told := responses.whole_in(data)) is not None:
+                    return told
                 _fold_top(body, data)
                 for piece in data.get("choices") or ():
                     index = piece.get("index", 0)
@@ -90,6 +95,8 @@ def finished(body: Json) -> bool:
 
     Embeddings have no choices; there the data must be there.
     """
+    if responses.is_response(body):
+        return responses.is_finished(body)
     choices = body.get("choices")
     if choices is None:
         return bool(body.get("data"))
@@ -98,6 +105,9 @@ def finished(body: Json) -> bool:
 
 def unfold(body: Json, endpoint: Endpoint) -> Iterator[Chunk]:
     """The stream that folds back to ``body``; the usage, if any, is the last chunk."""
+    if endpoint == "responses":
+        yield from map(Chunk, responses.unfold(body))
+        return
     base = {
         key: value
         for key, value in body.items()

@@ -10,10 +10,12 @@ from typing import Any, Final, assert_never
 import orjson
 
 from gateway.chunks import Json
+from gateway.responses import is_response
 from policies.outcome import Outcome
 from policies.plan import Plan
 
 CACHE_NAME: Final = "kvgate"
+_MADE_ANEW: Final = frozenset({"id", "created"})
 
 
 def render(plan: Plan, outcome: Outcome) -> dict[str, str]:
@@ -96,7 +98,8 @@ def annotated(body: Json, outcome: Outcome) -> Json:
 
 def replayable(body: Json) -> bytes:
     """What the store holds: the answer as a later caller gets it, but for its new id and date."""
-    kept = {name: value for name, value in body.items() if name not in {"id", "created"}}
+    made_anew = frozenset() if is_response(body) else _MADE_ANEW
+    kept = {name: value for name, value in body.items() if name not in made_anew}
     kept["cache_hit"] = True
     if isinstance(usage := body.get("usage"), dict):
         kept["usage"] = annotated_usage(usage)

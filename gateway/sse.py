@@ -33,6 +33,11 @@ def encode(data: Any) -> bytes:
     return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
+def encode_named(name: str, data: Any) -> bytes:
+    """The same under a name."""
+    return b"event: %b\n%b" % (name.encode(), encode(data))
+
+
 class Parser:
     """Bytes in, cut anywhere; whole events out.
 

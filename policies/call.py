@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-Endpoint = Literal["chat", "completions", "embeddings"]
+Endpoint = Literal["chat", "completions", "embeddings", "responses"]
 
 # What cannot change the answer, or is keyed on its own (the model). Everything else, known or
 # unknown, is part of the canonical form: a field forgotten here costs a miss, never an answer.
@@ -51,6 +51,13 @@ class Call:
         found: list[dict[str, Any]] = self.body["messages"] if self.endpoint == "chat" else []
         return found
 
+    @property
+    def stateful(self) -> bool:
+        """Whether the answer depends on, or lives in, what the backend remembers and may change."""
+        return self.endpoint == "responses" and (
+            self.body.get("conversation") is not None or self.body.get("background") is True
+        )
+
 
 def parse_call(endpoint: Endpoint, body: object) -> Call:
     """Check what the gateway itself relies on; all else is the backend's to judge.
@@ -72,6 +79,8 @@ def parse_call(endpoint: Endpoint, body: object) -> Call:
         raise _wrong_type("stream", stream, "a boolean")
     if endpoint == "chat":
         _check_messages(body.get("messages"))
+    elif endpoint == "responses":
+        _check_items(body.get("input"))
     else:
         _check_input(_INPUT_FIELD[endpoint], body.get(_INPUT_FIELD[endpoint]))
     return Call(
@@ -166,6 +175,17 @@ def _check_content(where: str, content: object) -> None:
     for place, part in enumerate(content):
         if not isinstance(part, dict):
             raise _wrong_type(f"{where}[{place}]", part, "an object")
+
+
+def _check_items(items: object) -> None:
+    """The input of a response: a text, or items; a stored prompt may stand in for it."""
+    if items is None or isinstance(items, str):
+        return
+    if not isinstance(items, list):
+        raise _wrong_type("input", items, "a string or a list of objects")
+    for place, item in enumerate(items):
+        if not isinstance(item, dict):
+            raise _wrong_type(f"input[{place}]", item, "an object")
 
 
 def _check_input(name: str, value: object) -> None:

@@ -27,7 +27,7 @@ class Plan:
     """What was decided about a call; both cache levels and every backend follow it.
 
     ``why_not`` is the miss-reason word for a plan that may not read or may not store:
-    ``disabled``, ``too_short``, ``stream``, ``no_cache``, ``no_store`` or ``ttl_0``.
+    ``disabled``, ``too_short``, ``stateful``, ``stream``, ``no_cache``, ``no_store``, ``ttl_0``.
     ``context`` is the kind of context the client named (``code_review``); the id of a shared
     context is in ``scope.context``. ``reasons`` stand in the order of deciding.
     """
@@ -157,13 +157,13 @@ def _enabled(
         enabled, because = False, without
     elif directive.enabled is not None:
         enabled, because = directive.enabled, origins["enabled"]
-    elif directive.preload:
-        enabled, because = True, origins["preload"]
-    elif directive.only_if_cached:
-        enabled, because = True, origins["only_if_cached"]
+    elif directive.preload or directive.only_if_cached:
+        enabled, because = True, origins["preload" if directive.preload else "only_if_cached"]
     else:
         enabled, because = rules.enabled_default, "config defaults.enabled"
     why_not = None if enabled else "disabled"
+    if enabled and call.stateful:
+        enabled, why_not, because = False, "stateful", "the backend remembers it"
     if enabled and directive.strategy == "adaptive":
         there, needed = len(call.messages), rules.adaptive_min_messages
         enabled = there >= needed

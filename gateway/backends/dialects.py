@@ -48,6 +48,10 @@ def spoken(dialect: Dialect, call: Call, plan: Plan, *, alone: bool) -> Json:
     body = {**call.body, "model": plan.model}
     if call.endpoint == "embeddings":
         return body
+    if call.endpoint == "responses":
+        if dialect == "openai":
+            _speak_openai(body, call, plan)
+        return body
     if dialect != "kvgate" and call.stream and plan.may_store:
         # A stored answer must serve plain readers too, and they are owed the usage.
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}

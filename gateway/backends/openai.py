@@ -21,6 +21,7 @@ from gateway.backends.dialects import Dialect, spoken, usage_of, with_reuse
 from gateway.backends.lanes import Lanes
 from gateway.chunks import Chunk, Json, Opening, Piece, Whole, well_formed
 from gateway.errors import BackendFault, ClientFault, GatewayError, to_failed
+from gateway.responses import ENDS, whole_in
 from gateway.sse import EventTooLarge, Parser
 from policies.call import Call
 from policies.eviction import Priority
@@ -31,6 +32,7 @@ PATHS: Final[Mapping[str, str]] = {
     "chat": "/chat/completions",
     "completions": "/completions",
     "embeddings": "/embeddings",
+    "responses": "/responses",
 }
 _PASSED_BACK: Final = ("x-ratelimit-", "openai-")
 _NETWORK_ERRORS: Final = (aiohttp.ClientError, OSError, EventTooLarge)
@@ -223,6 +225,9 @@ class _Progress:
 
     def see(self, data: Json) -> None:
         self.chunks += 1
+        if (whole := whole_in(data)) is not None:
+            self.ended_choices.add(0)
+            data = whole
         for choice in data.get("choices") or ():
             index = choice.get("index", 0)
             if choice.get("finish_reason"):
@@ -262,7 +267,10 @@ async def _events(name: str, content: aiohttp.StreamReader) -> AsyncIterator[Jso
         for event in parser.feed(received):
             if event.data == b"[DONE]":
                 return
-            yield _answer_of(name, event.data)
+            data = _answer_of(name, event.data)
+            yield data
+            if data.get("type") in ENDS:
+                return
     raise BackendFault(f"{name} ended its stream too early", code="backend_cut")
 
 

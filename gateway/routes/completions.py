@@ -27,7 +27,7 @@ from gateway.pipeline import Answer, Flown, Kept, Pipeline
 from gateway.request_log import Visit
 from gateway.router import Router
 from gateway.routes.embeddings import put_together
-from gateway.routes.owed import events_owed
+from gateway.routes.owed import end_owed, events_owed
 from gateway.routes.rendered import Rendered, head_lines, plain, takes_rendered
 from gateway.routes.shape import (
     Handler,
@@ -222,7 +222,7 @@ class Completions:
         if asked.call.stream:
             events = events_owed(Whole(orjson.loads(body)), outcome, asked.call)
             return web.Response(
-                body=b"".join(events) + sse.DONE,
+                body=b"".join(events) + end_owed(asked.call),
                 headers={**head, **_STREAM_HEADERS},
             )
         return plain(head, body)
@@ -320,7 +320,7 @@ class Completions:
                         events += events_owed(piece, outcome, asked.call)
                     case Completed(usage=usage):
                         visit.outcome = with_usage(outcome, usage)
-                        yield b"".join([*events, sse.DONE])
+                        yield b"".join([*events, end_owed(asked.call)])
                         return  # what the flight still does, nobody needs to wait for
                     case Failed():
                         yield b"".join(events)

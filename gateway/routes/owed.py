@@ -1,6 +1,6 @@
 """What a reader of a stream is owed of an answer: its events, marked, and usage only on request."""
 
-from gateway import headers, sse
+from gateway import headers, responses, sse
 from gateway.chunks import Chunk, Json, Whole, unfold
 from policies.call import Call
 from policies.outcome import Outcome
@@ -9,11 +9,24 @@ from policies.outcome import Outcome
 def events_owed(part: Chunk | Whole, outcome: Outcome, call: Call) -> list[bytes]:
     """The events that this client is owed for a part of an answer."""
     chunks = (part,) if isinstance(part, Chunk) else unfold(part.body, call.endpoint)
+    if call.endpoint == "responses":
+        return [_typed(chunk.data, outcome) for chunk in chunks]
     return [
         sse.encode(data)
         for chunk in chunks
         if (data := _for_stream(chunk.data, outcome, call)) is not None
     ]
+
+
+def end_owed(call: Call) -> bytes:
+    """What ends a stream that ended well; a stream of typed events ends with the last of them."""
+    return b"" if call.endpoint == "responses" else sse.DONE
+
+
+def _typed(event: Json, outcome: Outcome) -> bytes:
+    whole = responses.whole_in(event)
+    marked = {**event, "response": {**whole, "cache_hit": outcome.hit}} if whole else event
+    return sse.encode_named(str(event.get("type", "")), marked)
 
 
 def _for_stream(data: Json, outcome: Outcome, call: Call) -> Json | None:

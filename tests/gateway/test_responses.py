@@ -1,0 +1,188 @@
+"""Answers of the Responses API, as one object and as typed events."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from gateway.chunks import Chunk, finished, fold, unfold
+from gateway.responses import is_finished
+from gateway.responses import unfold as told
+from gateway.sse import Parser
+from tests.kit.scripted_upstream import EVENTS, Reply, ScriptedUpstream, json_reply
+from tests.kit.service import serving
+
+ITEMS: list[dict[str, Any]] = [
+    {
+        "id": "rs_1", "type": "reasoning",
+        "summary": [{"type": "summary_text", "text": "Thinking."}],
+    },
+    {
+        "id": "msg_1", "type": "message", "role": "assistant", "status": "completed",
+        "content": [
+            {"type": "output_text", "text": "Hello ä", "annotations": [], "logprobs": []},
+            {"type": "refusal", "refusal": "Not that."},
+        ],
+    },
+    {
+        "id": "fc_1", "type": "function_call", "status": "completed", "call_id": "call_1",
+        "name": "f", "arguments": '{"a":1}',
+    },
+    {"id": "ws_1", "type": "web_search_call", "status": "completed",
+     "action": {"type": "search", "query": "q"}},
+]  # fmt: skip
+
+
+def response_of(**change: Any) -> dict[str, Any]:
+    return {
+        "id": "resp_1", "object": "response", "created_at": 1, "status": "completed",
+        "model": "m", "error": None, "incomplete_details": None, "output": ITEMS,
+        "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
+        "usage": {
+            "input_tokens": 9, "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
+            "output_tokens": 2, "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 11,
+        },
+        **change,
+    }  # fmt: skip
+
+
+def stream_of(body: dict[str, Any]) -> Reply:
+    """A server's own stream: the same pieces, but its text in two deltas."""
+    events = list(told(body))
+    lines = [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events]
+    return Reply(tuple(lines), content_type=EVENTS)
+
+
+def events_in(raw: bytes) -> Iterator[dict[str, Any]]:
+    for event in Parser().feed(raw):
+        data = json.loads(event.data)
+        assert data["type"] == event.name
+        yield data
+
+
+def test_a_stream_folds_back_to_the_answer_it_tells() -> None:
+    body = response_of()
+    chunks = list(unfold(body, "responses"))
+    assert fold(chunks) == body
+    assert [chunk.data["sequence_number"] for chunk in chunks] == list(range(len(chunks)))
+    types = [chunk.data["type"] for chunk in chunks]
+    assert types[:2] == ["response.created", "response.in_progress"]
+    assert types[-1] == "response.completed"
+    assert types.count("response.output_item.added") == len(ITEMS)
+
+
+def test_every_event_is_one_that_the_sdk_knows() -> None:
+    known: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+    for event in told(response_of()):
+        parsed = known.validate_python(event, strict=False)
+        assert parsed.type == event["type"]
+
+
+@pytest.mark.parametrize(
+    ("body", "whole"),
+    [
+        (response_of(), True),
+        (response_of(status="incomplete"), False),
+        (response_of(status="queued", output=[]), False),
+        (response_of(output=[]), False),
+    ],
+)
+def test_only_a_complete_answer_is_finished(body: dict[str, Any], whole: bool) -> None:  # a table
+    assert finished(body) == is_finished(body) == whole
+    assert fold([Chunk(event) for event in told(body)]) == body
+
+
+ASK = {"model": "m", "input": "Hi", "kv_cache": {"enabled": True}}
+
+
+async def test_an_answer_is_stored_and_keeps_the_id_that_the_provider_knows() -> None:
+    upstream = ScriptedUpstream(json_reply(response_of()))
+    async with serving(upstream=upstream) as service:
+        first = await service.send("POST", "/v1/responses", ASK)
+        again = await service.send("POST", "/v1/responses", ASK)
+        assert (first.headers["X-Cache-Hit"], again.headers["X-Cache-Hit"]) == ("true", "true")
+        assert first.headers["X-Cache-Level"] == "prefix"  # the provider reused four tokens
+        assert again.headers["X-Cache-Level"] == "response"
+        assert again.body == {**response_of(), "cache_hit": True}
+        assert upstream.calls == 1
+        assert upstream.seen[0].path == "/v1/responses"
+        assert "kv_cache" not in upstream.seen[0].body
+        service.gateway.journal.settle()
+        (counted,) = service.gateway.journal.statistics.by("endpoint")
+        assert counted == "responses"
+
+
+async def test_plain_and_streamed_answers_serve_each_other() -> None:
+    upstream = ScriptedUpstream(stream_of(response_of()))
+    async with serving(upstream=upstream) as service:
+        streamed = await service.send("POST", "/v1/responses", {**ASK, "stream": True})
+        plain = await service.send("POST", "/v1/responses", ASK)
+        replayed = await service.send("POST", "/v1/responses", {**ASK, "stream": True})
+        assert upstream.calls == 1
+        assert plain.body == {**response_of(), "cache_hit": True}
+        for answer, hit in ((streamed, False), (replayed, True)):
+            events = list(events_in(answer.raw))
+            assert events[-1]["response"] == {**response_of(), "cache_hit": hit}
+            assert b"[DONE]" not in answer.raw
+
+
+async def test_a_stream_that_breaks_off_ends_in_an_error_event_and_is_not_stored() -> None:
+    whole = stream_of(response_of())
+    for cut in ("fin", "rst"):
+        steps = (*whole.steps[:5], cut)
+        upstream = ScriptedUpstream(Reply(steps, content_type=EVENTS), json_reply(response_of()))
+        async with serving(upstream=upstream) as service:
+            broken = await service.send("POST", "/v1/responses", {**ASK, "stream": True})
+            assert b'"error"' in broken.raw
+            assert b"response.completed" not in broken.raw
+            after = await service.send("POST", "/v1/responses", ASK)
+            assert after.headers["X-Cache-Level"] != "response"
+            assert upstream.calls == 2
+
+
+@pytest.mark.parametrize("field", [{"conversation": "conv_1"}, {"background": True}])
+async def test_what_lives_at_the_provider_is_asked_for_each_time(field: dict[str, Any]) -> None:
+    upstream = ScriptedUpstream(json_reply(response_of()), json_reply(response_of()))
+    async with serving(upstream=upstream) as service:
+        ask = {**ASK, **field, "kv_cache": {"enabled": True, "debug": True}}
+        for _ in range(2):
+            answer = await service.send("POST", "/v1/responses", ask)
+            assert answer.headers["X-Cache-Miss-Reason"] == "stateful"
+        assert upstream.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"model": "m", "input": 5}, "input"),
+        ({"model": "m", "input": ["text"]}, "input[0]"),
+        ({"input": "x"}, "model"),
+    ],
+)
+async def test_what_cannot_be_meant_is_refused_by_name(body: dict[str, Any], param: str) -> None:
+    async with serving() as service:
+        answer = await service.send("POST", "/v1/responses", body)
+        assert (answer.status, answer.error["param"]) == (400, param)
+        assert service.upstream.calls == 0
+
+
+async def test_the_sdk_reads_what_we_send() -> None:
+    upstream = ScriptedUpstream(stream_of(response_of()))
+    async with serving(upstream=upstream) as service:
+        client = AsyncOpenAI(base_url=f"{service.url}/v1", api_key="unused")
+        cached = {"kv_cache": {"enabled": True}}
+        for _ in range(2):
+            stream = await client.responses.create(
+                model="m", input="Hi", stream=True, extra_body=cached
+            )
+            types = [event.type async for event in stream]
+            assert types[-1] == "response.completed"
+        plain = await client.responses.create(model="m", input="Hi", extra_body=cached)
+        assert plain.output_text == "Hello ä"
+        assert upstream.calls == 1
+        await client.close()
