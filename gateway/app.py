@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final, TextIO
 
 import aiohttp
@@ -20,9 +19,8 @@ from aiohttp import web
 
 from gateway.analytics import Conversations
 from gateway.auth import OPEN_TENANT, Authenticator
-from gateway.backends.embedded import EngineProcess
-from gateway.backends.lanes import Lanes
-from gateway.backends.openai import OpenAIBackend, Timeouts
+from gateway.backends.replicas import Engines, Replicas, follow, is_ready, state_of
+from gateway.backends.served import served
 from gateway.config import Config
 from gateway.context_records import ContextRecords
 from gateway.contexts import Contexts
@@ -35,7 +33,7 @@ from gateway.pipeline import Pipeline
 from gateway.places import Places, open_places
 from gateway.recall import Recall
 from gateway.request_log import RequestLog
-from gateway.router import Router, Served
+from gateway.router import Router
 from gateway.routes.analytics import Analytics
 from gateway.routes.cache import Cache
 from gateway.routes.completions import Completions
@@ -48,12 +46,11 @@ from gateway.store.tiers import Tiers
 from gateway.together import Together
 from gateway.traffic import Traffic
 from gateway.warming_service import open_warming
-from gateway.workers.team import FarEngine, Team
+from gateway.workers.team import Team
 from policies.rules import Rules
 
 OPENAI_PREFIXES: Final = ("/v1", "")
 KEEPALIVE_S: Final = 75.0
-EMBEDDED: Final = "embedded"
 
 _now: Callable[[], float] = time.time  # noqa: TID251 - the wall clock is read here and handed on
 _draw: Callable[[], float] = random.random  # noqa: TID251 - the dice are thrown here and handed on
@@ -77,7 +74,7 @@ class Gateway:
     contexts: Contexts
     metrics: Metrics
     pipeline: Pipeline
-    engine: EngineProcess | FarEngine | None
+    engines: Engines | None
     tasks: Tasks
     draining: asyncio.Event
     """Set when no more calls are taken."""
@@ -106,10 +103,17 @@ async def build(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
     )
     tasks = Tasks()
-    engine: EngineProcess | FarEngine | None = team.engine if team else None
+    engines: Engines | None = team.engines if team else None
     if team is None and config.engine_enabled():
-        engine = EngineProcess(config.engine, tasks=tasks)
-    router = Router(_served(config, session, engine, clock), config.aliases)
+        engines = Replicas(config.engine, tasks=tasks)
+    router = Router(
+        served(config, session, engines, clock),
+        config.aliases,
+        strategy=config.routing.strategy,
+        is_open=partial(is_ready, engines),
+    )
+    if engines is not None:
+        follow(engines, router, tasks)
     places = await open_places(
         config,
         rules,
@@ -157,7 +161,7 @@ async def build(
         contexts=_contexts(places, router, rules, tasks, now),
         metrics=metrics,
         pipeline=pipeline,
-        engine=engine,
+        engines=engines,
         tasks=tasks,
         draining=asyncio.Event(),
     )
@@ -258,45 +262,6 @@ def _contexts(
     return Contexts(held, news=places.news, router=router, rules=rules, tasks=tasks, now=now)
 
 
-def _served(
-    config: Config,
-    session: aiohttp.ClientSession,
-    engine: EngineProcess | FarEngine | None,
-    clock: Callable[[], float],
-) -> list[Served]:
-    served = []
-    if engine is not None:
-        backend = OpenAIBackend(
-            EMBEDDED,
-            session=session,
-            locate=engine.base_url,
-            clock=clock,
-            dialect="kvgate",
-        )
-        served.append(Served(backend, (engine_model(config.engine.model),)))
-    for wish in config.backends:
-        root = wish.base_url.rstrip("/")
-        backend = OpenAIBackend(
-            wish.name,
-            session=session,
-            locate=partial(str, root),
-            clock=clock,
-            api_key=wish.api_key.get_secret_value() if wish.api_key else None,
-            dialect=wish.dialect,
-            alone=len({tenant.name for tenant in config.tenants}) <= 1,
-            timeouts=Timeouts(connect_s=wish.connect_timeout, read_s=wish.read_timeout),
-            lanes=Lanes(wish.max_concurrency) if wish.max_concurrency else None,
-        )
-        served.append(Served(backend, wish.models))
-    return served
-
-
-def engine_model(model: str) -> str:
-    """The name under which the embedded engine's model is served: its id, or its file's name."""
-    path = Path(model)
-    return path.stem if path.suffix == ".gguf" else path.name
-
-
 def _route(
     app: web.Application, completions: Completions, models: Models, cache: Cache, ops: Ops
 ) -> None:
@@ -351,10 +316,9 @@ def _leads_to(resource: web.AbstractResource, path: str) -> bool:
 
 
 def _unready(gateway: Gateway) -> Mapping[str, str]:
-    engine = gateway.engine
     waiting = {"server": "draining"} if gateway.draining.is_set() else {}
-    if engine is not None and engine.state != "ready":
-        waiting["engine"] = engine.state
+    if gateway.engines is not None and (state := state_of(gateway.engines)) != "ready":
+        waiting["engine"] = state
     return waiting
 
 
@@ -374,16 +338,16 @@ async def _numbers(gateway: Gateway, team: Team | None) -> Numbers:
 async def _lifetime(
     gateway: Gateway, session: aiohttp.ClientSession, close_places: Callable[[], Awaitable[None]]
 ) -> AsyncIterator[None]:
-    if gateway.engine is not None:
-        await gateway.engine.start()
+    if gateway.engines is not None:
+        await gateway.engines.start()
     await gateway.contexts.load()
     try:
         yield
     finally:
-        async with AsyncExitStack() as last:  # whatever fails here, the engine's child must go
+        async with AsyncExitStack() as last:  # whatever fails here, the engines' children must go
             last.push_async_callback(close_places)
             last.push_async_callback(session.close)
-            if gateway.engine is not None:
-                last.push_async_callback(gateway.engine.stop)
+            if gateway.engines is not None:
+                last.push_async_callback(gateway.engines.stop)
             await gateway.tasks.close()
             gateway.journal.settle()

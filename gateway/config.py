@@ -37,6 +37,7 @@ from gateway.config_sections import (
     Price,
     Profile,
     RequestLimits,
+    Routing,
     Server,
     Store,
     Tenant,
@@ -49,7 +50,7 @@ from policies.rules import Limits, PrefixRule, ProfileRule, Rules, TierName, Tie
 
 __all__ = ["Backend", "Config", "ConfigError", "Engine", "Problem", "Tenant", "load"]
 
-ENGINE_BACKEND = "embedded"  # the name of the embedded engine among the backends
+ENGINE_BACKEND = "embedded"  # the name of the first embedded engine among the backends
 
 
 class Config(BaseSettings):
@@ -70,6 +71,7 @@ class Config(BaseSettings):
     server: Server = Server()
     tenants: tuple[Tenant, ...] = ()
     backends: tuple[Backend, ...] = ()
+    routing: Routing = Routing()
     engine: Engine = Engine()
     aliases: dict[Text, Text] = Field(default_factory=dict)
     defaults: Defaults = Defaults()
@@ -212,8 +214,8 @@ def _contradictions(config: Config) -> Iterator[tuple[Where, str]]:
     yield from _repeated("tenants", [tenant.name for tenant in config.tenants])
     yield from _repeated("backends", [backend.name for backend in config.backends])
     for index, backend in enumerate(config.backends):
-        if backend.name == ENGINE_BACKEND:
-            yield ("backends", index, "name"), "is the name of the embedded engine"
+        if backend.name in engine_names(config.engine.replicas):
+            yield ("backends", index, "name"), "is the name of an embedded engine"
     owners: dict[bytes, str] = {}
     for index, tenant in enumerate(config.tenants):
         for place, digest in enumerate(tenant.api_keys):
@@ -231,6 +233,11 @@ def _contradictions(config: Config) -> Iterator[tuple[Where, str]]:
     for table in ("prompt_types", "contexts"):
         if "*" not in getattr(config, table):
             yield (table,), 'needs an entry for "*", which stands for all others'
+
+
+def engine_names(replicas: int) -> tuple[str, ...]:
+    """The embedded engines' names among the backends: ``embedded``, ``embedded-2``, …"""
+    return (ENGINE_BACKEND, *(f"{ENGINE_BACKEND}-{number}" for number in range(2, replicas + 1)))
 
 
 def _without_redis(config: Config) -> Iterator[tuple[Where, str]]:

@@ -5,10 +5,11 @@
 
 from collections.abc import Mapping
 from math import inf
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from gateway.backends.group import Strategy
 from gateway.config_values import (
     AtLeastOne,
     AutoOrBool,
@@ -108,8 +109,16 @@ class Backend(Section):
     ] = "generic"
     models: Annotated[tuple[Text, ...], AtLeastOne]
     max_concurrency: Annotated[Whole, Field(ge=1)] | None = None
+    max_waiting: Annotated[Whole, Field(ge=0)] = 512
+    kv_tokens: Annotated[Whole, Field(ge=1)] = 1_000_000
     connect_timeout: LongerThanZero = 5.0
     read_timeout: LongerThanZero = 300.0
+
+
+class Routing(Section):
+    """Among backends that serve the same model."""
+
+    strategy: Annotated[Strategy, one_of(get_args(Strategy), later=())] = "prefix"
 
 
 class KvDisk(Section):

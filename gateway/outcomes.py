@@ -29,7 +29,7 @@ def with_opening(
         level="prefix" if hit_tokens else "none",
         hit=hit_tokens > 0,
         collapsed=collapsed,
-        backend=backend.name,
+        backend=opening.backend or backend.name,
         tokens_saved=hit_tokens,
         prompt_tokens=hit_tokens + miss_tokens,
         hit_tokens=hit_tokens,

@@ -1,14 +1,16 @@
-"""Which backend computes a call: by model name, for now.
+"""Which backend computes a call: by model name, and within a group as :mod:`gateway.backends.group`.
 
-A name is looked up among the served models first, then as an alias of one; what is left goes
-to the backend that takes any name (``*``), under the last alias it stands for. ``default``
+Several backends that serve the same name are a group for it, in the operator's order; groups of the
+same members are one. A name is looked up among the served models first, then as an alias of one; what is left goes
+to the backends that take any name (``*``), under the last alias it stands for. ``default``
 stands for the first model served.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.backends.base import Backend
+from gateway.backends.group import Group, Strategy
 from gateway.errors import ClientFault
 
 ANY_MODEL = "*"
@@ -18,10 +20,14 @@ _LONGEST_CHAIN = 8  # an alias may name an alias; a ring of them must end
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A backend and the model names it answers to, in the operator's order."""
+    """A backend and the model names it answers to, in the operator's order.
+
+    ``kv_tokens``: roughly how many tokens its KV cache holds.
+    """
 
     backend: Backend
     models: Sequence[str]
+    kv_tokens: int = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +41,48 @@ class Target:
 class Router:
     """The served models and their aliases. Never changes after the start."""
 
-    def __init__(self, served: Sequence[Served], aliases: Mapping[str, str]) -> None:
-        self._by_model: dict[str, Backend] = {}
-        self._any: Backend | None = None
+    def __init__(
+        self,
+        served: Sequence[Served],
+        aliases: Mapping[str, str],
+        *,
+        strategy: Strategy = "prefix",
+        is_open: Callable[[str], bool] = lambda _: True,
+    ) -> None:
         self._aliases = aliases
         self.backends = tuple(entry.backend for entry in served)
+        self.groups: dict[tuple[str, ...], Group] = {}
+        wanted: dict[str, list[Served]] = {}
         for entry in served:
             for model in entry.models:
-                if model == ANY_MODEL:
-                    self._any = self._any or entry.backend
-                else:
-                    self._by_model.setdefault(model, entry.backend)
+                same = wanted.setdefault(model, [])
+                if entry not in same:
+                    same.append(entry)
+        self._by_model: dict[str, Backend] = {}
+        for model, entries in wanted.items():
+            backends = [entry.backend for entry in entries]
+            names = tuple(backend.name for backend in backends)
+            if len(names) > 1 and names not in self.groups:
+                self.groups[names] = Group(
+                    backends,
+                    {entry.backend.name: entry.kv_tokens for entry in entries},
+                    model=model,
+                    strategy=strategy,
+                    is_open=is_open,
+                )
+            self._by_model[model] = self.groups.get(names, backends[0])
+        self._any = self._by_model.pop(ANY_MODEL, None)
         self._first = next(iter(self._by_model), None)
+
+    def forget(self, name: str) -> None:
+        """The backend has lost its KV cache: it was restarted."""
+        for group in self.groups.values():
+            group.forget(name)
+
+    def resize(self, name: str, kv_tokens: int) -> None:
+        """The backend's KV cache holds so many tokens, as it says itself."""
+        for group in self.groups.values():
+            group.resize(name, kv_tokens)
 
     def target(self, model: str) -> Target:
         """Where ``model`` is computed. Raises: ClientFault 404 ``model_not_found``."""
@@ -70,7 +106,7 @@ class Router:
         )
 
     def models(self) -> Mapping[str, Backend]:
-        """The model names served by name, in the operator's order."""
+        """The model names served by name, in the operator's order, and who computes each."""
         return self._by_model
 
     def aliases(self) -> Mapping[str, str]:

@@ -82,6 +82,7 @@ class EngineProcess:
     """The engine as a child: where it listens, how it is, and nobody left behind.
 
     Args:
+        name: for the log, where there are several.
         section: the engine's options, handed on as ``KVGATE_ENGINE__*``.
         tasks: runs the watching.
         command: what to start; flags are added.
@@ -94,6 +95,7 @@ class EngineProcess:
         self,
         section: Engine,
         *,
+        name: str | None = None,
         tasks: Tasks,
         command: Sequence[str] = (sys.executable, "-P", "-m", "engine"),
         environ: Mapping[str, str] = os.environ,
@@ -120,7 +122,7 @@ class EngineProcess:
         self._child: _Child | None = None
         self._address: str | None = None
         self._next_try_s = 0.0
-        self._log = structlog.get_logger("kvgate.engine")
+        self._log = structlog.get_logger("kvgate.engine", **({"engine": name} if name else {}))
 
     def __repr__(self) -> str:
         pid = self._child.pid if self._child else None

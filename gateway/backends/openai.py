@@ -92,9 +92,15 @@ class OpenAIBackend:
     async def _run_in_turn(
         self, lanes: Lanes, call: Call, plan: Plan
     ) -> AsyncGenerator[Piece, None]:
-        async with lanes.place(plan.lane), aclosing(self._run(call, plan)) as pieces:
-            async for piece in pieces:
-                yield piece
+        try:
+            async with (
+                lanes.place(plan.lane, plan.scope.tenant),
+                aclosing(self._run(call, plan)) as pieces,
+            ):
+                async for piece in pieces:
+                    yield piece
+        except BackendFault as full:
+            yield to_failed(full)
 
     async def _run(self, call: Call, plan: Plan) -> AsyncGenerator[Piece, None]:
         began_s = self._clock()

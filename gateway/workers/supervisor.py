@@ -27,7 +27,8 @@ from typing import Any, Final
 
 import structlog
 
-from gateway.backends.embedded import EngineProcess, code_environment
+from gateway.backends.embedded import code_environment
+from gateway.backends.replicas import Replicas
 from gateway.config import Config
 from gateway.flights import Tasks
 from gateway.numbers import Numbers, added_up
@@ -110,15 +111,14 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._halting = asyncio.Event()
         self._code = 0
-        self._engine: EngineProcess | None = None
+        self._engines: Replicas | None = None
         if config.engine_enabled():
-            self._engine = EngineProcess(
-                config.engine, tasks=self._tasks, on_change=self._tell_of_engine
-            )
+            self._engines = Replicas(config.engine, tasks=self._tasks)
+            self._engines.watch(self._tell_of_engines)
 
     def __repr__(self) -> str:
         serving = sum(place.serving for place in self._places)
-        return f"<Supervisor {serving}/{len(self._places)} serving, engine {self._engine!r}>"
+        return f"<Supervisor {serving}/{len(self._places)} serving, engines {self._engines!r}>"
 
     async def run(self) -> int:
         """Until a signal; returns the exit code."""
@@ -126,8 +126,8 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._asked_to_stop, number)
         try:
-            if self._engine is not None:
-                await self._engine.start()
+            if self._engines is not None:
+                await self._engines.start()
             keeping = [
                 self._tasks.start(self._keep(place), name=f"worker {place.number}")
                 for place in self._places
@@ -139,8 +139,8 @@ class Supervisor:
             await self._dismiss_spare()
             for place in self._places:
                 _kill(place.recruit)
-            if self._engine is not None:
-                await self._engine.stop()
+            if self._engines is not None:
+                await self._engines.stop()
             await self._tasks.close()
         return self._code
 
@@ -201,8 +201,8 @@ class Supervisor:
         _log.info("worker starting", worker=place.number, pid=process.pid)
         handover = Handover(place.number, self._config, self._kv_secret)
         channel.say("handover", handover.as_dict())
-        if self._engine is not None:
-            channel.say("engine", told(self._engine.view()))
+        if self._engines is not None:
+            channel.say("engines", told(self._engines.view()))
         try:
             exit_code = await process.wait()
             await channel.gone(within_s=LAST_WORDS_S)
@@ -363,13 +363,12 @@ class Supervisor:
             if channel.open
         }
 
-    def _tell_of_engine(self) -> None:
-        if self._engine is None:
-            return  # it is being made
-        view = told(self._engine.view())
+    def _tell_of_engines(self, _: str) -> None:
+        assert self._engines is not None  # it says so
+        views = told(self._engines.view())
         for place in self._places:
             if place.channel is not None:
-                place.channel.say("engine", view)
+                place.channel.say("engines", views)
 
 
 def _delay_after(crashes: int) -> float:

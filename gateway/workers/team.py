@@ -1,11 +1,12 @@
-"""What a worker knows of the processes beside it: news, their numbers, the engine."""
+"""What a worker knows of the processes beside it: news, their numbers, the engines."""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from gateway.backends.embedded import RETRY_STARTING_S, EngineView, State
+from gateway.backends.embedded import RETRY_STARTING_S, EngineView
+from gateway.backends.replicas import Watcher
 from gateway.numbers import Numbers
 from gateway.store.base import StoreError
 from gateway.store.sharing import Listener
@@ -16,31 +17,36 @@ HEARD_WITHIN_S: Final = 5.0
 COUNTED_WITHIN_S: Final = 2.0
 
 
-class FarEngine:
-    """The supervisor's engine, as it was last said to be. Stands in for an ``EngineProcess``."""
+class FarEngines:
+    """The supervisor's engines, as they were last said to be; see ``replicas.Engines``."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._view = EngineView("starting")
+        self._views: dict[str, EngineView] = {}
         self._heard_s = clock()
+        self._watchers: list[Watcher] = []
 
-    def hear(self, view: Mapping[str, Any]) -> None:
-        """Take in what :func:`asdict` made of a view."""
-        self._view, self._heard_s = EngineView(**view), self._clock()
+    def hear(self, views: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take in what :func:`told` made of the views."""
+        before, self._heard_s = self._views, self._clock()
+        self._views = {name: EngineView(**view) for name, view in views.items()}
+        for name, view in self._views.items():
+            known = before.get(name)
+            if known is None or (known.state, known.address) != (view.state, view.address):
+                for watcher in self._watchers:
+                    watcher(name)
 
-    @property
-    def state(self) -> State:
-        """How it is."""
-        return self._view.state
+    def view(self) -> Mapping[str, EngineView]:
+        """How each is and where; the time to ask again has gone on since that was said."""
+        gone_s = self._clock() - self._heard_s
+        return {
+            name: replace(view, retry_s=max(view.retry_s - gone_s, RETRY_STARTING_S))
+            for name, view in self._views.items()
+        }
 
-    def view(self) -> EngineView:
-        """How it is and where; the time to ask again has gone on since that was said."""
-        left_s = self._view.retry_s - (self._clock() - self._heard_s)
-        return replace(self._view, retry_s=max(left_s, RETRY_STARTING_S))
-
-    def base_url(self) -> str:
-        """Where its OpenAI routes are. Raises: BackendFault 503 while it is not ready."""
-        return self.view().base_url()
+    def watch(self, watcher: Watcher) -> None:
+        """Have ``watcher`` called for each change."""
+        self._watchers.append(watcher)
 
     async def start(self) -> None:
         """The supervisor does."""
@@ -49,7 +55,8 @@ class FarEngine:
         """The supervisor does."""
 
     def __repr__(self) -> str:
-        return f"<FarEngine {self.state}>"
+        shown = " ".join(f"{name}={view.state}" for name, view in self._views.items())
+        return f"<FarEngines {shown}>"
 
 
 class ChannelNews:
@@ -82,11 +89,11 @@ class Team:
     """The others, for the worker with this number."""
 
     def __init__(
-        self, number: int, *, kv_secret: bytes, channel: Channel, engine: FarEngine | None
+        self, number: int, *, kv_secret: bytes, channel: Channel, engines: FarEngines | None
     ) -> None:
         self.number = number
         self.kv_secret = kv_secret
-        self.engine = engine
+        self.engines = engines
         self.news = ChannelNews(channel)
         self._channel = channel
 
@@ -101,6 +108,6 @@ class Team:
         return f"<Team of worker {self.number}: {self._channel!r}>"
 
 
-def told(view: EngineView) -> dict[str, Any]:
-    """A view as JSON, for :meth:`FarEngine.hear`."""
-    return asdict(view)
+def told(views: Mapping[str, EngineView]) -> dict[str, Any]:
+    """Views as JSON, for :meth:`FarEngines.hear`."""
+    return {name: asdict(view) for name, view in views.items()}

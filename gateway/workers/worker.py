@@ -23,7 +23,7 @@ from gateway.flights import Tasks
 from gateway.serve import Site, loop_factory
 from gateway.workers.channel import Channel
 from gateway.workers.handover import Handover
-from gateway.workers.team import FarEngine, Team
+from gateway.workers.team import FarEngines, Team
 
 PUSH_S: Final = 1.0
 """Counts that a killed worker takes along are at most this old."""
@@ -38,7 +38,7 @@ class Worker:
         self._tasks = Tasks()
         self._handed_over: asyncio.Future[Handover] = asyncio.get_running_loop().create_future()
         self._stop = asyncio.Event()
-        self._engine = FarEngine()
+        self._engines = FarEngines()
         self._team: Team | None = None
         self._site: Site | None = None
 
@@ -54,7 +54,7 @@ class Worker:
             tasks=self._tasks,
             handlers={
                 "handover": self._take_over,
-                "engine": self._hear_of_engine,
+                "engines": self._hear_of_engines,
                 "news": self._hear_news,
                 "numbers": self._count,
                 "drain": self._drain,
@@ -94,7 +94,7 @@ class Worker:
             handover.worker,
             kv_secret=handover.kv_secret,
             channel=channel,
-            engine=self._engine if config.engine_enabled() else None,
+            engines=self._engines if config.engine_enabled() else None,
         )
         app = await build(config, team=team)
         self._site = Site(app, grace_s=server.shutdown_grace_s)
@@ -122,8 +122,8 @@ class Worker:
     async def _take_over(self, said: Any) -> None:
         self._handed_over.set_result(Handover.of(said))
 
-    async def _hear_of_engine(self, view: Any) -> None:
-        self._engine.hear(view)
+    async def _hear_of_engines(self, views: Any) -> None:
+        self._engines.hear(views)
 
     async def _hear_news(self, news: Any) -> None:
         if self._team is not None:  # else it has nothing yet that the news could be about

@@ -7,7 +7,8 @@ import pytest
 from aiohttp import web
 
 from gateway import app as module
-from gateway.app import GATEWAY, build, engine_model
+from gateway.app import GATEWAY, build
+from gateway.backends import replicas
 from gateway.backends.embedded import EngineProcess
 from gateway.config import Config
 from tests.kit.scripted_backend import Gate
@@ -15,19 +16,6 @@ from tests.kit.scripted_upstream import Reply, ScriptedUpstream
 from tests.kit.service import serving
 
 UP = {"name": "up", "base_url": "http://127.0.0.1:9/v1", "models": ["m"]}
-
-
-@pytest.mark.parametrize(
-    ("configured", "served"),
-    [
-        ("smollm2-135m-instruct", "smollm2-135m-instruct"),
-        ("/models/SmolLM2-135M.Q4_1.gguf", "SmolLM2-135M.Q4_1"),
-        ("./folder/llama-3.2", "llama-3.2"),
-        ("./folder/", "folder"),
-    ],
-)
-def test_the_engines_model_is_served_under_its_own_name(configured: str, served: str) -> None:
-    assert engine_model(configured) == served
 
 
 async def built(config: dict[str, object]) -> web.Application:
@@ -44,7 +32,7 @@ async def release(app: web.Application) -> None:
 
 async def test_without_backends_there_is_the_engine() -> None:
     app = await built({"backends": [UP]})
-    assert app[GATEWAY].engine is None
+    assert app[GATEWAY].engines is None
     assert repr(app[GATEWAY].router) == "<Router 1 models, 1 backends>"
     await release(app)
 
@@ -57,13 +45,13 @@ async def test_the_engine_may_serve_beside_a_backend(monkeypatch: pytest.MonkeyP
         async def stop(self) -> None:
             pass
 
-    monkeypatch.setattr(module, "EngineProcess", Idle)
+    monkeypatch.setattr(replicas, "EngineProcess", Idle)
     app = await built({"backends": [UP], "engine": {"enabled": True}})
     gateway = app[GATEWAY]
-    assert gateway.engine is not None
+    assert gateway.engines is not None
     assert list(gateway.router.models()) == ["smollm2-135m-instruct", "m"]
     assert gateway.router.target("default").model == "smollm2-135m-instruct"
-    assert module._unready(gateway) == {"engine": gateway.engine.state}
+    assert module._unready(gateway) == {"engine": "stopped"}
     await release(app)
 
 

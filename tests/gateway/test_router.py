@@ -2,6 +2,7 @@
 
 import pytest
 
+from gateway.backends.group import Group
 from gateway.errors import ClientFault
 from gateway.router import Router, Served, Target
 from tests.kit.scripted_backend import ScriptedBackend
@@ -16,8 +17,29 @@ def test_a_model_is_computed_where_it_is_served() -> None:
     assert router.target("c") == Target(TWO, "c")
 
 
-def test_of_two_backends_with_the_same_model_the_first_one_has_it() -> None:
-    assert Router(SERVED, {}).target("b") == Target(ONE, "b")
+def test_backends_with_the_same_model_are_a_group_in_the_operators_order() -> None:
+    group = Router(SERVED, {}, strategy="least_busy").target("b").backend
+    assert isinstance(group, Group)
+    assert repr(group) == "<Group by least_busy: one=0 two=0>"
+
+
+def test_models_that_the_same_backends_serve_share_their_group() -> None:
+    router = Router([Served(ONE, ["a", "b", "b"]), Served(TWO, ["b", "a"])], {})
+    assert router.target("a").backend is router.target("b").backend
+    assert list(router.groups) == [("one", "two")]
+
+
+def test_a_backend_that_names_a_model_twice_is_no_group() -> None:
+    assert Router([Served(ONE, ["a", "a"])], {}).target("a").backend is ONE
+
+
+def test_what_a_backend_has_lost_and_what_it_holds_every_group_of_it_hears() -> None:
+    router = Router([*SERVED, Served(ANY, ["c"])], {})
+    router.resize("two", 300)
+    router.forget("two")
+    router.forget("nobody")
+    held = [group._affinity._capacity for group in router.groups.values()]
+    assert held == [{"one": 10_000, "two": 3}, {"two": 3, "any": 10_000}]
 
 
 def test_default_is_the_first_model_served() -> None:
@@ -35,11 +57,18 @@ def test_a_model_that_is_served_is_not_hidden_by_an_alias() -> None:
 
 
 def test_what_nobody_serves_by_name_goes_to_the_backend_for_any_name() -> None:
-    router = Router([*SERVED, Served(ANY, ["*"]), Served(TWO, ["*"])], {"fast": "gpt-small"})
+    router = Router([*SERVED, Served(ANY, ["*"])], {"fast": "gpt-small"})
     assert router.target("a").backend is ONE
     assert router.target("gpt-x") == Target(ANY, "gpt-x")
     assert router.target("fast") == Target(ANY, "gpt-small")
     assert router.catch_all is ANY
+
+
+def test_several_backends_for_any_name_are_a_group() -> None:
+    router = Router([Served(ANY, ["*"]), Served(TWO, ["c", "*"])], {})
+    assert router.catch_all is not None
+    assert router.catch_all.name == "any+two"
+    assert router.target("gpt-x").backend is router.catch_all
 
 
 def test_where_no_model_has_a_name_default_keeps_the_clients_own() -> None:

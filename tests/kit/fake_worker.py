@@ -59,8 +59,8 @@ class FakeWorker:
                 self.say({"kind": "serving", "body": {"models": ["m"]}})
             case "drain" | "halt" if "stubborn" not in self.wishes:
                 sys.exit(0)
-            case "engine":
-                self.state["engine"] = message["body"]
+            case "engines":
+                self.state["engines"] = message["body"]
             case "numbers":
                 self.say({"re": message["id"], "body": self.state.get("numbers")})
             case "news" if "deaf" not in self.wishes:

@@ -2,32 +2,36 @@
 
 import asyncio
 import random
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from gateway.backends.lanes import ORDER, Lanes
+from gateway.errors import BackendFault
 from policies.plan import Lane
 
 
 class Crowd:
     """Tasks that want a place, and who has held one so far."""
 
-    def __init__(self, most: int) -> None:
-        self.lanes = Lanes(most)
+    def __init__(self, most: int, **kwargs: Any) -> None:
+        self.now_s = 0.0
+        self.lanes = Lanes(most, clock=lambda: self.now_s, **kwargs)
         self.inside: list[str] = []
         self.most_inside = 0
         self.let_in: list[str] = []
         self._leave: dict[str, asyncio.Event] = {}
 
-    async def come(self, name: str, lane: Lane = "interactive") -> asyncio.Task[None]:
+    async def come(
+        self, name: str, lane: Lane = "interactive", tenant: str = "acme"
+    ) -> asyncio.Task[None]:
         self._leave[name] = asyncio.Event()
-        task = asyncio.create_task(self._stay(name, lane))
+        task = asyncio.create_task(self._stay(name, lane, tenant))
         await asyncio.sleep(0)
         return task
 
-    async def _stay(self, name: str, lane: Lane) -> None:
-        async with self.lanes.place(lane):
+    async def _stay(self, name: str, lane: Lane, tenant: str) -> None:
+        async with self.lanes.place(lane, tenant):
             self.inside.append(name)
             self.let_in.append(name)
             self.most_inside = max(self.most_inside, len(self.inside))
@@ -71,6 +75,52 @@ async def test_people_go_before_batches_and_batches_before_warming() -> None:
         await crowd.leaves(name)
 
 
+async def test_within_a_lane_tenants_take_turns() -> None:
+    crowd = Crowd(1)
+    await crowd.come("first")
+    for number in range(3):
+        await crowd.come(f"crowd {number}", tenant="big")
+    await crowd.come("single", tenant="small")
+    await crowd.come("batch", "batch", tenant="third")
+    await crowd.come("again", tenant="small")
+    for name in ("first", "crowd 0", "single", "crowd 1", "again", "crowd 2", "batch"):
+        assert crowd.inside == [name]
+        await crowd.leaves(name)
+
+
+async def test_a_tenant_whose_queue_in_a_lane_is_full_is_told_when_to_come_back() -> None:
+    crowd = Crowd(1, most_waiting=2)
+    await crowd.come("first")
+    for name in "ab":
+        await crowd.come(name)
+    with pytest.raises(BackendFault) as caught:
+        await (await crowd.come("c"))
+    refusal = caught.value
+    assert (refusal.status, refusal.code, refusal.retry_after_s) == (429, "queue_full", 1.0)
+    await crowd.come("other", tenant="other")  # another's crowd is nobody's refusal
+    await crowd.come("batch", "batch")  # and the lanes do not count for each other
+    assert repr(crowd.lanes) == "<Lanes 0 free, 4 waiting>"
+    crowd.now_s = 100.0
+    await crowd.leaves("first")
+    await crowd.come("d")
+    with pytest.raises(BackendFault) as caught:
+        await (await crowd.come("e"))
+    assert caught.value.retry_after_s == 40.0  # two wait; calls have taken 20 s of late
+
+
+async def test_who_has_left_the_queue_makes_room_in_it() -> None:
+    crowd = Crowd(1, most_waiting=1)
+    await crowd.come("first")
+    gone = await crowd.come("gone")
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    assert repr(crowd.lanes) == "<Lanes 0 free, 0 waiting>"
+    await crowd.come("next")
+    await crowd.leaves("first")
+    assert crowd.inside == ["next"]
+
+
 async def test_who_goes_away_while_waiting_leaves_the_queue() -> None:
     crowd = Crowd(1)
     await crowd.come("a")
@@ -112,7 +162,7 @@ async def test_no_place_is_lost_whatever_happens() -> None:
     tasks: dict[str, asyncio.Task[None]] = {}
     for number in range(400):
         name = str(number)
-        tasks[name] = await crowd.come(name, dice.choice(ORDER))
+        tasks[name] = await crowd.come(name, dice.choice(ORDER), dice.choice("xyz"))
         other = dice.choice(list(tasks))
         if dice.random() < 0.5:
             tasks[other].cancel()

@@ -150,7 +150,7 @@ async def test_it_says_once_where_it_listens_and_ends_with_its_workers(
     assert sorted(line["worker"] for line in bench.events("worker serving")) == [1, 2, 3]
     assert await bench.stop() == 0
     assert all(line["exit_code"] == 0 for line in bench.events("worker ended"))
-    assert repr(bench.supervisor) == "<Supervisor 0/3 serving, engine None>"
+    assert repr(bench.supervisor) == "<Supervisor 0/3 serving, engines None>"
 
 
 async def test_all_workers_have_one_secret_and_none_is_to_be_seen_from_outside(

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from gateway.backends.embedded import EngineView
+from gateway.backends.replicas import locate, state_of
 from gateway.errors import BackendFault
 from gateway.flights import Tasks
 from gateway.numbers import Numbers
 from gateway.store.base import StoreError
 from gateway.tally import Statistics
 from gateway.workers.channel import Channel, ChannelError, Handler
-from gateway.workers.team import FarEngine, Team, told
+from gateway.workers.team import FarEngines, Team, told
 from tests.kit.clock import Clock
 
 
@@ -32,7 +33,7 @@ class Bench:
         ]
         for end in ends:
             self.tasks.start(end.run(), name="channel")
-        return Team(2, kv_secret=b"s", channel=ends[0], engine=None)
+        return Team(2, kv_secret=b"s", channel=ends[0], engines=None)
 
 
 @pytest.fixture
@@ -99,14 +100,27 @@ async def test_when_nobody_can_say_what_the_others_counted_there_is_no_answer(be
     assert await (await bench.team()).others() is None
 
 
-def test_the_engine_is_starting_until_something_else_is_said() -> None:
-    engine = FarEngine()
+def test_an_engine_is_starting_until_something_else_is_said() -> None:
+    engines = FarEngines()
+    assert state_of(engines) == "starting"
     with pytest.raises(BackendFault) as caught:
-        engine.base_url()
+        locate(engines, "embedded")
     assert (caught.value.status, caught.value.code) == (503, "engine_starting")
-    engine.hear(told(EngineView("ready", "http://127.0.0.1:9")))
-    assert engine.base_url() == "http://127.0.0.1:9/v1"
-    assert repr(engine) == "<FarEngine ready>"
+    engines.hear(told({"embedded": EngineView("ready", "http://127.0.0.1:9")}))
+    assert locate(engines, "embedded") == "http://127.0.0.1:9/v1"
+    assert repr(engines) == "<FarEngines embedded=ready>"
+
+
+def test_who_watches_hears_of_each_engine_that_is_not_what_it_was() -> None:
+    engines, heard = FarEngines(), list[str]()
+    engines.watch(heard.append)
+    one, two = EngineView("ready", "http://127.0.0.1:9"), EngineView("starting")
+    engines.hear(told({"embedded": one, "embedded-2": two}))
+    assert heard == ["embedded", "embedded-2"]
+    engines.hear(told({"embedded": one, "embedded-2": EngineView("starting", retry_s=9.0)}))
+    assert heard == ["embedded", "embedded-2"]
+    engines.hear(told({"embedded": EngineView("ready", "http://127.0.0.1:8"), "embedded-2": two}))
+    assert heard == ["embedded", "embedded-2", "embedded"]
 
 
 @pytest.mark.parametrize(
@@ -116,17 +130,17 @@ def test_the_engine_is_starting_until_something_else_is_said() -> None:
 )
 def test_the_time_to_ask_again_goes_on_after_it_was_said(passed_s: float, retry_s: float) -> None:
     clock = Clock()
-    engine = FarEngine(clock.monotonic)
-    engine.hear(told(EngineView("restarting", None, 10.0)))
+    engines = FarEngines(clock.monotonic)
+    engines.hear(told({"embedded": EngineView("restarting", None, 10.0)}))
     clock.advance(passed_s)
     with pytest.raises(BackendFault) as caught:
-        engine.base_url()
+        locate(engines, "embedded")
     assert caught.value.retry_after_s == retry_s
 
 
-async def test_starting_and_stopping_the_engine_is_the_supervisors_affair() -> None:
-    engine = FarEngine()
-    engine.hear(told(EngineView("ready", "http://127.0.0.1:9")))
-    await engine.start()
-    await engine.stop()
-    assert engine.state == "ready"
+async def test_starting_and_stopping_the_engines_is_the_supervisors_affair() -> None:
+    engines = FarEngines()
+    engines.hear(told({"embedded": EngineView("ready", "http://127.0.0.1:9")}))
+    await engines.start()
+    await engines.stop()
+    assert state_of(engines) == "ready"

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from gateway.tally import Statistics
 from gateway.workers import worker as module
 from gateway.workers.channel import Channel
 from gateway.workers.handover import Handover
+from gateway.workers.team import told
 from gateway.workers.worker import Worker, die_with_parent, main
 from tests.kit.scripted_backend import Gate
 from tests.kit.scripted_upstream import DONE, ScriptedUpstream, chat_events, stream_reply
@@ -173,10 +173,12 @@ async def test_the_engine_is_where_the_supervisor_says(bench: Bench) -> None:
         starting = await bench.ask(QUESTION | {"model": model})
         assert (starting.status, starting.headers["Retry-After"]) == (503, "2")
         assert (await bench.get("/readyz"))[0] == 503
-        channel.say("engine", asdict(EngineView("ready", upstream.url.removesuffix("/v1"))))
+        channel.say(
+            "engines", told({"embedded": EngineView("ready", upstream.url.removesuffix("/v1"))})
+        )
         await channel.ask("numbers", within_s=10)  # it has heard what was said before
         assert (await bench.ask(QUESTION | {"model": model})).status == 200
-        channel.say("engine", asdict(EngineView("restarting", None, 7.0)))
+        channel.say("engines", told({"embedded": EngineView("restarting", None, 7.0)}))
         await channel.ask("numbers", within_s=10)
         restarting = await bench.ask(QUESTION | {"model": model})
         assert (restarting.status, restarting.headers["Retry-After"]) == (503, "7")

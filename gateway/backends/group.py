@@ -1,0 +1,217 @@
+"""Several backends that serve the same model, as one: each call goes to the member that suits it.
+
+The choice is made when a flight starts, so nothing of it is paid by what the store answers. By
+``prefix`` a prompt goes to the member that knows its beginning, see :mod:`policies.affinity`; there
+and with ``least_busy`` the calls in the air count as well, so that a hot beginning spreads though it
+costs nobody much. Chains begin with the model and the plan's salt: tenants do not meet in them.
+"""
+
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any, Final, Literal
+
+import orjson
+
+from gateway.backends.base import Backend, Forwarded, Prefills
+from gateway.chunks import Opening, Piece
+from policies.affinity import CHUNK_TOKENS, Affinity, Chain, chain_of
+from policies.call import Call
+from policies.eviction import Priority
+from policies.plan import Plan
+
+Strategy = Literal["prefix", "least_busy", "round_robin"]
+AIR_BOUND: Final = 1.25
+"""How many more calls than the mean a member may have in the air and still be chosen by prefix."""
+AIR_SLACK: Final = 2
+MOST_KEYS: Final = 10_000
+"""Cache keys whose last member is remembered."""
+
+
+def _always(_: str) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A member as one call may use it: that it does so counts from the moment it runs."""
+
+    group: "Group"
+    member: Backend
+    chain: Chain
+    key: bytes | None
+
+    @property
+    def name(self) -> str:
+        """The member's."""
+        return self.member.name
+
+    def run(self, call: Call, plan: Plan) -> AsyncGenerator[Piece, None]:
+        """See :meth:`gateway.backends.base.Computes.run`; the opening names the member."""
+        return self.group.through(self, call, plan)
+
+
+class Group:
+    """See the module's docstring. ``kv_tokens``: what each member's KV cache holds, by name.
+
+    ``model`` is the one whose KV is computed ahead, where they serve several.
+    ``is_open``: whether a member may be asked now; when none may, the order is as if all might.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Backend],
+        kv_tokens: Mapping[str, int],
+        *,
+        model: str = "",
+        strategy: Strategy = "prefix",
+        is_open: Callable[[str], bool] = _always,
+    ) -> None:
+        self.members = {member.name: member for member in members}
+        self.name = "+".join(self.members)
+        self._names = tuple(self.members)
+        self._model = model
+        self._strategy = strategy
+        self._is_open = is_open
+        self._affinity = Affinity({name: _chunks(kv_tokens[name]) for name in self._names})
+        self._last_of: OrderedDict[bytes, str] = OrderedDict()
+        self._in_the_air = dict.fromkeys(self._names, 0)
+        self._turn = 0
+
+    def __repr__(self) -> str:
+        air = " ".join(f"{name}={count}" for name, count in self._in_the_air.items())
+        return f"<Group by {self._strategy}: {air}>"
+
+    def run(self, call: Call, plan: Plan) -> AsyncGenerator[Piece, None]:
+        """See :meth:`gateway.backends.base.Computes.run`: the best candidate alone is asked."""
+        return self.candidates(call, plan)[0].run(call, plan)
+
+    def candidates(self, call: Call, plan: Plan) -> list[Candidate]:
+        """All members that are open, the best first; never empty."""
+        chain: Chain = ()
+        key = None
+        if self._strategy == "prefix" and plan.reuse_prefix and call.endpoint != "embeddings":
+            chain = _chain(_root(plan.model, plan.salt), _prompt(call))
+            if plan.cache_key is not None:
+                key = _digest(_root(plan.model, plan.salt), plan.cache_key)
+        favourite = self._last_of.get(key) if key is not None else None
+        order = self._order(chain, favourite)
+        return [Candidate(self, self.members[name], chain, key) for name in order]
+
+    async def through(
+        self, candidate: Candidate, call: Call, plan: Plan
+    ) -> AsyncGenerator[Piece, None]:
+        """What the candidate's member computes, counted as its call for as long as it takes."""
+        name = candidate.name
+        self._affinity.sent(name, candidate.chain)
+        if candidate.key is not None:
+            self._last_of[candidate.key] = name
+            self._last_of.move_to_end(candidate.key)
+            if len(self._last_of) > MOST_KEYS:
+                self._last_of.popitem(last=False)
+        self._in_the_air[name] += 1
+        try:
+            async with aclosing(candidate.member.run(call, plan)) as pieces:
+                async for piece in pieces:
+                    yield replace(piece, backend=name) if isinstance(piece, Opening) else piece
+        finally:
+            self._in_the_air[name] -= 1
+
+    def _order(self, chain: Chain, favourite: str | None = None) -> list[str]:
+        """The names of the open members, the best first."""
+        turn = self._turn % len(self._names)
+        self._turn += 1
+        in_turn = self._names[turn:] + self._names[:turn]
+        among = [name for name in in_turn if self._is_open(name)] or list(in_turn)
+        if self._strategy == "round_robin":
+            return among
+        air = self._in_the_air
+        among.sort(key=air.__getitem__)  # of equals, whose turn it is
+        if not chain and favourite is None:
+            return among
+        mean = (sum(air[name] for name in among) + 1) / len(among)
+        ranked = [one.name for one in self._affinity.rank(chain, among, favourite=favourite)]
+        return sorted(ranked, key=lambda name: air[name] + 1 > AIR_BOUND * mean + AIR_SLACK)
+
+    def forget(self, name: str) -> None:
+        """The member has lost its KV cache: it was restarted."""
+        if name in self.members:
+            self._affinity.forget(name)
+
+    def resize(self, name: str, kv_tokens: int) -> None:
+        """The member's KV cache holds so many tokens, as it says itself."""
+        if name in self.members:
+            self._affinity.resize(name, _chunks(kv_tokens))
+
+    async def prefill_kv(
+        self, messages: Sequence[Mapping[str, Any]], *, salt: str, priority: Priority, ttl_s: float
+    ) -> int:
+        """See :meth:`gateway.backends.base.Prefills.prefill_kv`: at one member."""
+        chain = _chain(_root(self._model, salt), map(_text, messages))
+        name = self._order(chain)[0]
+        member = self.members[name]
+        if not isinstance(member, Prefills):
+            return 0
+        self._affinity.sent(name, chain)
+        return await member.prefill_kv(messages, salt=salt, priority=priority, ttl_s=ttl_s)
+
+    async def models(self) -> list[dict[str, Any]]:
+        """See :meth:`gateway.backends.base.Backend.models`: they serve the same."""
+        return await self._first().models()
+
+    async def forward(self, method: str, path_qs: str, body: bytes) -> Forwarded:
+        """See :meth:`gateway.backends.base.Backend.forward`: what is no model call has one place."""
+        return await self._first().forward(method, path_qs, body)
+
+    async def invalidate_kv(self, salt: str | None) -> int:
+        """See :meth:`gateway.backends.base.Backend.invalidate_kv`: at all members."""
+        return sum([await member.invalidate_kv(salt) for member in self.members.values()])
+
+    async def kv_stats(self) -> dict[str, Any] | None:
+        """See :meth:`gateway.backends.base.Backend.kv_stats`: each member speaks for itself."""
+        return None
+
+    def _first(self) -> Backend:
+        """The operator's first that is open."""
+        names = [name for name in self._names if self._is_open(name)] or self._names
+        return self.members[names[0]]
+
+
+def _chunks(kv_tokens: int) -> int:
+    return max(1, kv_tokens // CHUNK_TOKENS)
+
+
+def _root(model: str, salt: str) -> str:
+    return f"{len(model)}:{model}{salt}"
+
+
+def _prompt(call: Call) -> Iterable[bytes]:
+    """What the prompt is made of, in the order of the usual templates: tools stand first."""
+    tools = call.body.get("tools") or call.body.get("functions")
+    if tools:
+        yield _text(tools)
+    if call.endpoint == "chat":
+        yield from map(_text, call.messages)
+    else:
+        for name in ("instructions", "prompt", "input"):
+            part = call.body.get(name)
+            yield from map(_text, part if isinstance(part, list) else [part])
+
+
+def _text(part: object) -> bytes:
+    return orjson.dumps(part, option=orjson.OPT_SORT_KEYS)
+
+
+def _chain(root: str, pieces: Iterable[bytes]) -> Chain:
+    try:
+        return chain_of(root, pieces)
+    except orjson.JSONEncodeError:  # nested too deep: the member will say so
+        return ()
+
+
+def _digest(root: str, key: str) -> bytes:
+    digest = blake2b(root.encode(), digest_size=16)
+    digest.update(b"\0" + key.encode("utf-8", "surrogatepass"))
+    return digest.digest()

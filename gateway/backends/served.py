@@ -1,0 +1,60 @@
+"""The backends that the configuration names, built: the embedded engines first, then the upstreams."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import aiohttp
+
+from gateway.backends.lanes import Lanes
+from gateway.backends.openai import OpenAIBackend, Timeouts
+from gateway.backends.replicas import Engines, locate
+from gateway.config import Config, engine_names
+from gateway.router import Served
+
+
+def served(
+    config: Config,
+    session: aiohttp.ClientSession,
+    engines: Engines | None,
+    clock: Callable[[], float],
+) -> list[Served]:
+    """Each backend and its models, in the operator's order. ``clock`` is monotonic, in seconds."""
+    found = [] if engines is None else list(_embedded(config, session, engines, clock))
+    for wish in config.backends:
+        lanes = None
+        if wish.max_concurrency:
+            lanes = Lanes(wish.max_concurrency, most_waiting=wish.max_waiting, clock=clock)
+        backend = OpenAIBackend(
+            wish.name,
+            session=session,
+            locate=partial(str, wish.base_url.rstrip("/")),
+            clock=clock,
+            api_key=wish.api_key.get_secret_value() if wish.api_key else None,
+            dialect=wish.dialect,
+            alone=len({tenant.name for tenant in config.tenants}) <= 1,
+            timeouts=Timeouts(connect_s=wish.connect_timeout, read_s=wish.read_timeout),
+            lanes=lanes,
+        )
+        found.append(Served(backend, wish.models, wish.kv_tokens))
+    return found
+
+
+def _embedded(
+    config: Config, session: aiohttp.ClientSession, engines: Engines, clock: Callable[[], float]
+) -> Iterator[Served]:
+    for name in engine_names(config.engine.replicas):
+        backend = OpenAIBackend(
+            name,
+            session=session,
+            locate=partial(locate, engines, name),
+            clock=clock,
+            dialect="kvgate",
+        )
+        yield Served(backend, (engine_model(config.engine.model),))
+
+
+def engine_model(model: str) -> str:
+    """The name under which the embedded engines' model is served: its id, or its file's name."""
+    path = Path(model)
+    return path.stem if path.suffix == ".gguf" else path.name
