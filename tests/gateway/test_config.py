@@ -143,7 +143,6 @@ def test_the_error_reads_like_a_compilers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "engine: {replicas: 2}",
         "engine: {tensor_parallel: 2}",
         "engine: {kv_disk: {path: /x}}",
         "engine: {kv_host_memory: 1GiB}",
