@@ -99,6 +99,7 @@ def refused(code: str) -> Callable[[Answer], bool]:
 def model_routes(prefix: str) -> list[Row]:
     chat, rest = f"{prefix}/chat/completions", f"{prefix}/chat/completions/{{rest}}"
     below, model = f"{chat}/chatcmpl-1", f"{prefix}/models/{{model}}"
+    kept, response = f"{prefix}/responses/{{rest}}", f"{prefix}/responses/resp_1"
     return [
         Row("POST", chat, stored, body=asked(QUESTION)),
         Row("POST", chat, stored, body=asked(QUESTION, scope="user")),
@@ -115,6 +116,8 @@ def model_routes(prefix: str) -> list[Row]:
         Row("DELETE", model, well, f"{prefix}/models/other", twin=ROOT),
         Row("GET", chat, well, twin=ROOT),
         *(Row(verb, rest, well, below, twin=ROOT) for verb in ("GET", "POST", "DELETE")),
+        Row("POST", f"{prefix}/responses", stored, body=asked({"model": "m", "input": "Once"})),
+        *(Row(verb, kept, well, response, twin=ROOT) for verb in ("GET", "POST", "DELETE")),
     ]  # fmt: skip
 
 
@@ -221,6 +224,8 @@ class Upstream(ScriptedUpstream):
             if body.get("stream"):
                 return stream_reply(*chat_events(body, words), b"data: [DONE]\n\n")
             return json_reply(chat_body(body, words))
+        if seen.path.startswith("/v1/responses/"):
+            return json_reply({"id": "resp_1"})
         return well_behaved(seen)
 
 
