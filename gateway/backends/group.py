@@ -8,7 +8,7 @@ costs nobody much. Chains begin with the model and the plan's salt: tenants do n
 
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Final, Literal
@@ -17,6 +17,7 @@ import orjson
 
 from gateway.backends.base import Backend, Forwarded, Prefills
 from gateway.chunks import Opening, Piece
+from gateway.errors import BackendFault
 from policies.affinity import CHUNK_TOKENS, Affinity, Chain, chain_of
 from policies.call import Call
 from policies.eviction import Priority
@@ -167,7 +168,11 @@ class Group:
 
     async def invalidate_kv(self, salt: str | None) -> int:
         """See :meth:`gateway.backends.base.Backend.invalidate_kv`: at all members."""
-        return sum([await member.invalidate_kv(salt) for member in self.members.values()])
+        tokens = 0
+        for member in self.members.values():
+            with suppress(BackendFault):  # one that is down holds no KV that could be used
+                tokens += await member.invalidate_kv(salt)
+        return tokens
 
     async def kv_stats(self) -> dict[str, Any] | None:
         """See :meth:`gateway.backends.base.Backend.kv_stats`: each member speaks for itself."""
