@@ -121,6 +121,9 @@ class EngineConfig:
         _power_of_two(8, 128), 32, "tokens of a KV block, a power of two: the grain of reuse"
     )
     kv_memory: int = _option(size_bytes, 1 << 30, "of keys and values, as 1GiB")
+    tensor_parallel: int = _option(
+        _whole(1, 64), 1, "processes that share the model's heads; each has kv_memory of its own"
+    )
     threads: int = _option(_threads, 0, "of the model's arithmetic, or auto")
     chunk_tokens: int = _option(_whole(16, 8192), 128, "rows of one tile, the grain of prefill")
     max_sequences: int = _option(_whole(1, 4096), 32, "that run at once; others wait")
@@ -136,6 +139,16 @@ class EngineConfig:
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def as_flags(config: EngineConfig) -> list[str]:
+    """The command line that gives this configuration again."""
+    flags = []
+    for option in fields(EngineConfig):
+        value = getattr(config, option.name)
+        if value != option.default:
+            flags.append(f"{flag(option.name)}={value}")
+    return flags
 
 
 def usage() -> str:

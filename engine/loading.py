@@ -19,10 +19,12 @@ from engine.kv.blocks import BlockPool
 from engine.kv.cache import KvCache
 from engine.kv.layout import Element, KvLayout
 from engine.kv.prefix import PrefixIndex
+from engine.models.network import Network
 from engine.runner import Runner
 from engine.sampler import Sampler
 from engine.scheduler import Limits, Scheduler
 from engine.service import Service
+from engine.shards import Shard, lead
 from engine.weights.load import LoadedModel, choose_device, choose_dtype, load
 
 _log = logging.getLogger("engine")
@@ -39,17 +41,12 @@ def make_service(
     Raises `ModelLoadError` and `ConfigError`, each with one readable line.
     """
     began = time.monotonic()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if config.device == "cuda" and not torch.cuda.is_available():
-        message = "device: cuda was asked for, but torch sees no CUDA device"
-        raise ConfigError(message)
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    path = _path_of(config.model)
-    loaded = load(path, device=device, dtype=dtype, mla=config.mla)
-    cache = _cache(config, loaded, device=device, dtype=dtype)
+    device = _device(config)
+    shard = lead(config, device) if config.tensor_parallel > 1 else None
+    loaded, cache = _load(config, device, shard)
     runner = Runner(loaded.model, cache, tile_tokens=config.chunk_tokens)
+    if shard is not None:
+        shard.announce_shapes(runner.shapes)
     index = PrefixIndex(
         BlockPool(cache.blocks),
         block_tokens=config.block_tokens,
@@ -75,21 +72,53 @@ def make_service(
         vocabulary=loaded.config.vocab,
         facts={
             "device": device.type,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": str(cache.dtype).removeprefix("torch."),
             "kv_bytes": cache.nbytes,
             "kv_dtype": cache.layout.element,
             "kv_token_bytes": cache.layout.token_bytes,
             "mla": loaded.model.mla,
+            "tensor_parallel": config.tensor_parallel,
+            # heads are divided over the ranks; a latent has none, so each rank keeps all of it
+            "kv_replicated": config.tensor_parallel > 1 and cache.layout.shape.latent,
             "exact_decode": runner.exact,
             "prefix_cache": config.prefix_cache,
         },
     )
 
 
+def load_part(config: EngineConfig, *, rank: int, meeting: str) -> tuple[Shard, Network, KvCache]:
+    """What a rank other than the first holds. Raises as `make_service` does."""
+    device = _device(config)
+    shard = Shard(rank, config.tensor_parallel, device)
+    shard.join(meeting)
+    loaded, cache = _load(config, device, shard)
+    return shard, loaded.model, cache
+
+
+def _device(config: EngineConfig) -> torch.device:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        message = "device: cuda was asked for, but torch sees no CUDA device"
+        raise ConfigError(message)
+    return choose_device(config.device)
+
+
+def _load(
+    config: EngineConfig, device: torch.device, shard: Shard | None
+) -> tuple[LoadedModel, KvCache]:
+    dtype = choose_dtype(config.dtype, device)
+    path = _path_of(config.model)
+    loaded = load(path, device=device, dtype=dtype, mla=config.mla, sharding=shard)
+    return loaded, _cache(config, loaded, device=device, dtype=dtype)
+
+
 def _root(loaded: LoadedModel, layout: KvLayout) -> str:
     """All that a block's content depends on beside its tokens: what is below another root is not it."""
     rope = loaded.config.rope_words()
-    return f"{loaded.fingerprint}|{rope}|{loaded.model.mla}|{layout.element}"
+    sharding = loaded.model.sharding
+    ranks = 1 if sharding is None else sharding.size  # sums of parts have other last digits
+    return f"{loaded.fingerprint}|{rope}|{loaded.model.mla}|{layout.element}|{ranks}"
 
 
 def kv_element(kv_dtype: str, dtype: torch.dtype) -> Element:

@@ -82,7 +82,7 @@ class Runner:
             return
         sequences: list[Sequence] = []
         for batch, good in checks:
-            self.cache.clear(batch.tile.slots[~good])
+            self.model.clear(self.cache, batch.tile.slots[~good])
             sequences += _bad(batch.owners(), good)
         raise NonFiniteError(sequences)
 

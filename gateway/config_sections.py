@@ -148,7 +148,7 @@ class Engine(Section):
     max_sequences: Annotated[Whole, Field(ge=1, le=4096)] = 32
     max_waiting: Annotated[Whole, Field(ge=0)] = 512
     replicas: Annotated[Whole, Field(ge=1, le=64)] = 1
-    tensor_parallel: Annotated[int, only(1)] = 1
+    tensor_parallel: Annotated[Whole, Field(ge=1, le=64)] = 1
 
 
 class Defaults(Section):

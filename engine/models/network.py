@@ -63,6 +63,30 @@ class Mlp(Protocol):
         """Multiply no other number of rows than these: they give a row the same bits."""
 
 
+class Sharding(Protocol):
+    """A model that is divided over several ranks; see `engine.shards`."""
+
+    size: int
+
+    def announce(self, tile: Tile) -> None:
+        """Have the other ranks compute their part of the tile too."""
+
+    def announce_clear(self, slots: Tensor) -> None:
+        """Have the other ranks clear these slots."""
+
+    def added_up(self, x: Tensor) -> Tensor:
+        """The sum of all ranks' parts, the same bits on each of them."""
+
+    def local(self, config: ModelConfig) -> ModelConfig:
+        """The numbers of this rank's part. Raises `ConfigError` for what does not divide."""
+
+    def part(self, tensor: Tensor, dim: int) -> Tensor:
+        """This rank's share of a tensor, cut along `dim`."""
+
+    def once(self, tensor: Tensor) -> Tensor:
+        """What only one rank may add: zeros on the others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One block: both halves are added to the row they read."""
@@ -104,6 +128,7 @@ class Network:
         final_norm: Tensor,
         head: Linear,
         mla: MlaMode | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         self.config = config
         self.embedding = embedding  # (V, hidden)
@@ -111,6 +136,7 @@ class Network:
         self.final_norm = final_norm
         self.head = head
         self.mla = mla
+        self.sharding = sharding
         self.rotary = Rotary(config, device=embedding.device, dtype=embedding.dtype)
 
     @property
@@ -138,13 +164,24 @@ class Network:
     def forward(self, tile: Tile, cache: KvCache) -> Tensor:
         """Write the tile's keys and values into the pool and return its hidden rows (M, hidden)."""
         eps = self.config.rms_eps
+        if self.sharding is not None:
+            self.sharding.announce(tile)
         x = functional.embedding(tile.tokens, self.embedding)  # (M, hidden)
         turn = self.rotary.at(tile.positions)
         for number, layer in enumerate(self.layers):
             normed = rms_norm(x, layer.attention_norm, eps)
-            x = x + layer.attention(normed, turn, tile, cache, number)
-            x = x + layer.mlp(rms_norm(x, layer.mlp_norm, eps), tile.rows)
+            x = x + self._whole(layer.attention(normed, turn, tile, cache, number))
+            x = x + self._whole(layer.mlp(rms_norm(x, layer.mlp_norm, eps), tile.rows))
         return x
+
+    def _whole(self, x: Tensor) -> Tensor:
+        return x if self.sharding is None else self.sharding.added_up(x)
+
+    def clear(self, cache: KvCache, slots: Tensor) -> None:
+        """Write zeros at slots (T,), on every rank."""
+        if self.sharding is not None:
+            self.sharding.announce_clear(slots)
+        cache.clear(slots)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, hidden) to fp32 (T, V)."""

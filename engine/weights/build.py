@@ -14,7 +14,7 @@ from engine.models.config import LatentConfig, MlaMode, ModelConfig, MoeConfig
 from engine.models.deepseek import AbsorbedAttention, Latents, NaiveAttention, Queries
 from engine.models.llama import GroupedAttention
 from engine.models.moe import Moe, Router
-from engine.models.network import Attention, Layer, Mlp, Network, Swiglu
+from engine.models.network import Attention, Layer, Mlp, Network, Sharding, Swiglu
 from engine.weights.linear import Linear
 from engine.weights.shapes import tensor_shapes
 
@@ -33,10 +33,19 @@ class Source(Protocol):
         """A tensor as stored. Raises `ModelLoadError`."""
 
 
+_BY_ROW = ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj", "gate_proj", "up_proj")
+_BY_COLUMN = ("o_proj", "down_proj")
+
+
 def build(
-    source: Source, *, device: torch.device, dtype: torch.dtype, mla: MlaMode | None
+    source: Source,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    mla: MlaMode | None,
+    sharding: Sharding | None = None,
 ) -> Network:
-    """The network of a source. Raises `ModelLoadError` naming a tensor that is missing or not right."""
+    """The network of a source, or this rank's part of it. Raises `ModelLoadError` naming a tensor that is missing or not right."""
     shapes = tensor_shapes(source.config)
     surplus = sorted(source.names - shapes.keys())
     if surplus:
@@ -46,7 +55,9 @@ def build(
     if missing:  # before minutes of loading what is there
         raise ModelLoadError(f"{source.path}: tensor {missing[0]!r} is missing")
     with torch.inference_mode():
-        return _Builder(source, shapes, device=device, dtype=dtype, mla=mla).network()
+        return _Builder(
+            source, shapes, device=device, dtype=dtype, mla=mla, sharding=sharding
+        ).network()
 
 
 class _Builder:
@@ -60,9 +71,11 @@ class _Builder:
         device: torch.device,
         dtype: torch.dtype,
         mla: MlaMode | None,
+        sharding: Sharding | None,
     ) -> None:
         self.source = source
-        self.config = source.config
+        self.sharding = sharding
+        self.config = source.config if sharding is None else sharding.local(source.config)
         self.shapes = shapes
         self.device = device
         self.dtype = dtype
@@ -75,7 +88,17 @@ class _Builder:
                 f"{self.source.path}: tensor {name!r} has shape {tuple(found.shape)},"
                 f" not {self.shapes[name]}"
             )
-        return found.to(self.device, dtype or self.dtype)
+        return self._part(name, found).to(self.device, dtype or self.dtype)
+
+    def _part(self, name: str, tensor: Tensor) -> Tensor:
+        """What this rank holds of a tensor: its heads, its part of a width, or all of it."""
+        sharding = self.sharding
+        layer, kind = name.split(".")[-2:]
+        if sharding is None or layer not in _BY_ROW + _BY_COLUMN:
+            return tensor
+        if layer in _BY_ROW:
+            return sharding.part(tensor, 0)
+        return sharding.part(tensor, 1) if kind == "weight" else sharding.once(tensor)
 
     def linear(self, *names: str) -> Linear:
         """One layer of several, one under the other; with biases where the model has them."""
@@ -93,6 +116,7 @@ class _Builder:
             final_norm=self.tensor("model.norm.weight"),
             head=Linear(embedding) if config.tied else self.linear("lm_head"),
             mla=self.mla,
+            sharding=self.sharding,
         )
 
     def _layer(self, number: int) -> Layer:

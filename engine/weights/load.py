@@ -11,7 +11,7 @@ import torch
 
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
-from engine.models.network import Network
+from engine.models.network import Network, Sharding
 from engine.text.tokenizer import Tokenizer, from_folder, from_gguf
 from engine.weights.build import build
 from engine.weights.gguf import GgufFile
@@ -53,10 +53,18 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def load(path: Path, *, device: torch.device, dtype: torch.dtype, mla: str = "auto") -> LoadedModel:
+def load(
+    path: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    mla: str = "auto",
+    sharding: Sharding | None = None,
+) -> LoadedModel:
     """Load a `.gguf` file, or a folder of config.json, *.safetensors and tokenizer.json.
 
-    `mla` says what a model with latent attention keeps: `naive`, `absorb` or `auto`.
+    `mla` says what a model with latent attention keeps: `naive`, `absorb` or `auto`; `sharding` which
+    part of it this rank holds.
 
     Raises `ModelLoadError`, naming the file and where possible the tensor.
     """
@@ -73,7 +81,8 @@ def load(path: Path, *, device: torch.device, dtype: torch.dtype, mla: str = "au
             tokenizer = pool.submit(from_gguf, source.metadata, path)
             files = [path]
         digest = pool.submit(_fingerprint, files, dtype)
-        model = build(source, device=device, dtype=dtype, mla=source.config.mla_mode(mla))
+        mode = source.config.mla_mode(mla)
+        model = build(source, device=device, dtype=dtype, mla=mode, sharding=sharding)
         words = tokenizer.result()
         if words.vocab > source.config.vocab:
             raise ModelLoadError(

@@ -52,8 +52,7 @@ TAIL_BYTES: Final = 4096
 LONGEST_LINE: Final = 300
 PASSED_ON: Final = (
     "model", "device", "dtype", "kv_dtype", "mla", "max_model_len", "prefix_cache", "block_tokens",
-    "kv_memory",
-    "threads", "chunk_tokens", "max_sequences", "max_waiting",
+    "kv_memory", "tensor_parallel", "threads", "chunk_tokens", "max_sequences", "max_waiting",
 )  # fmt: skip
 SHOW_CURSOR: Final = b"\x1b[?25h"
 ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -82,8 +81,8 @@ class EngineProcess:
     """The engine as a child: where it listens, how it is, and nobody left behind.
 
     Args:
-        name: for the log, where there are several.
         section: the engine's options, handed on as ``KVGATE_ENGINE__*``.
+        name: for the log, where there are several.
         tasks: runs the watching.
         command: what to start; flags are added.
         output: where the child's output goes on to; our own standard error by default.
@@ -95,8 +94,8 @@ class EngineProcess:
         self,
         section: Engine,
         *,
-        name: str | None = None,
         tasks: Tasks,
+        name: str | None = None,
         command: Sequence[str] = (sys.executable, "-P", "-m", "engine"),
         environ: Mapping[str, str] = os.environ,
         output: BinaryIO | None = None,

@@ -143,7 +143,6 @@ def test_the_error_reads_like_a_compilers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "engine: {tensor_parallel: 2}",
         "engine: {kv_disk: {path: /x}}",
         "engine: {kv_host_memory: 1GiB}",
         "defaults: {match: semantic}",
@@ -160,6 +159,7 @@ def test_how_the_engine_keeps_kv_and_how_much_context_it_takes_are_chosen_by_wor
     tmp_path: Path,
 ) -> None:
     engine = loaded(tmp_path, "engine: {kv_dtype: fp8, mla: naive, max_model_len: long}").engine
+    assert loaded(tmp_path, "engine: {tensor_parallel: 2}").engine.tensor_parallel == 2
     assert (engine.kv_dtype, engine.mla, engine.max_model_len) == ("fp8", "naive", 16384)
     assert loaded(tmp_path, "engine: {max_model_len: 500}").engine.max_model_len == 500
     for text in ("kv_dtype: int3", "mla: absorbed", "max_model_len: huge", "max_model_len: 0"):
