@@ -19,7 +19,9 @@ from aiohttp import web
 
 from gateway.analytics import Conversations
 from gateway.auth import OPEN_TENANT, Authenticator
+from gateway.backends.health import Health
 from gateway.backends.replicas import Engines, Replicas, follow, is_ready, state_of
+from gateway.backends.retrying import Manner, RetryingRouter
 from gateway.backends.served import served
 from gateway.config import Config
 from gateway.context_records import ContextRecords
@@ -69,6 +71,7 @@ class Gateway:
     recall: Recall
     authenticator: Authenticator
     router: Router
+    health: Health
     journal: Journal
     conversations: Conversations
     contexts: Contexts
@@ -106,11 +109,14 @@ async def build(
     engines: Engines | None = team.engines if team else None
     if team is None and config.engine_enabled():
         engines = Replicas(config.engine, tasks=tasks)
-    router = Router(
+    manner = _manner(config, clock, draw)
+    router = RetryingRouter(
         served(config, session, engines, clock),
         config.aliases,
+        manner=manner,
+        fallbacks=config.fallbacks,
         strategy=config.routing.strategy,
-        is_open=partial(is_ready, engines),
+        is_open=lambda name: is_ready(engines, name) and manner.health.is_open(name),
     )
     if engines is not None:
         follow(engines, router, tasks)
@@ -156,6 +162,7 @@ async def build(
         recall=recall,
         authenticator=Authenticator(config.tenants),
         router=router,
+        health=manner.health,
         journal=journal,
         conversations=conversations,
         contexts=_contexts(places, router, rules, tasks, now),
@@ -253,6 +260,18 @@ def _route_analytics(router: web.UrlDispatcher, analytics: Analytics) -> None:
     router.add_get(name, guarded(analytics.conversation))
     router.add_delete(name, guarded(analytics.forget))
     router.add_get("/v1/cache/recommendations", guarded(analytics.recommendations))
+
+
+def _manner(config: Config, clock: Callable[[], float], draw: Callable[[], float]) -> Manner:
+    wish = config.failover
+    health = Health(
+        clock=clock,
+        draw=draw,
+        failures=wish.breaker_failures,
+        pause_s=wish.breaker_pause,
+        outlier_factor=wish.outlier_factor,
+    )
+    return Manner(health, clock, draw=draw, retries=wish.retries, retry_budget=wish.retry_budget)
 
 
 def _contexts(

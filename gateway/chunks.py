@@ -28,13 +28,15 @@ class Opening:
 
     ``hit_tokens`` and ``miss_tokens`` count prompt tokens whose KV was reused or computed;
     ``None`` when the backend says so only at the end, or never. ``backend`` is the one of several
-    that was chosen.
+    that was chosen,
+    ``fallback`` the model that answers in place of the one that was asked for.
     """
 
     headers: Mapping[str, str]
     hit_tokens: int | None = None
     miss_tokens: int | None = None
     backend: str | None = None
+    fallback: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

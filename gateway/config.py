@@ -32,6 +32,7 @@ from gateway.config_sections import (
     Backend,
     Defaults,
     Engine,
+    Failover,
     Freshness,
     Prefix,
     Price,
@@ -72,6 +73,8 @@ class Config(BaseSettings):
     tenants: tuple[Tenant, ...] = ()
     backends: tuple[Backend, ...] = ()
     routing: Routing = Routing()
+    failover: Failover = Failover()
+    fallbacks: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
     engine: Engine = Engine()
     aliases: dict[Text, Text] = Field(default_factory=dict)
     defaults: Defaults = Defaults()
@@ -230,9 +233,25 @@ def _contradictions(config: Config) -> Iterator[tuple[Where, str]]:
             name = config.aliases[name]
         if name == alias:
             yield ("aliases", alias), "stands for itself in the end"
+    yield from _lost_fallbacks(config)
     for table in ("prompt_types", "contexts"):
         if "*" not in getattr(config, table):
             yield (table,), 'needs an entry for "*", which stands for all others'
+
+
+def _lost_fallbacks(config: Config) -> Iterator[tuple[Where, str]]:
+    """Fallbacks that could never answer."""
+    served = {model for backend in config.backends for model in backend.models}
+    known = served | set(config.aliases) | {"default"}
+    if config.engine_enabled():
+        path = Path(config.engine.model)
+        known |= {path.name, path.stem}
+    for model, others in config.fallbacks.items():
+        for place, other in enumerate(others):
+            if other == model:
+                yield ("fallbacks", model, place), "is the model itself"
+            elif other not in known and "*" not in served:
+                yield ("fallbacks", model, place), "is a model that nobody serves"
 
 
 def engine_names(replicas: int) -> tuple[str, ...]:

@@ -103,15 +103,14 @@ class Backend(Section):
     api_key: SecretStr | None = None
     dialect: Annotated[
         Literal["generic", "kvgate", "openai", "deepseek", "vllm", "sglang", "llamacpp"],
-        one_of(
-            ("generic", "kvgate", "openai", "deepseek", "vllm", "sglang", "llamacpp"), later=()
-        ),
+        one_of(("generic", "kvgate", "openai", "deepseek", "vllm", "sglang", "llamacpp"), later=()),
     ] = "generic"
     models: Annotated[tuple[Text, ...], AtLeastOne]
     max_concurrency: Annotated[Whole, Field(ge=1)] | None = None
     max_waiting: Annotated[Whole, Field(ge=0)] = 512
     kv_tokens: Annotated[Whole, Field(ge=1)] = 1_000_000
     connect_timeout: LongerThanZero = 5.0
+    first_token_timeout: LongerThanZero | None = None
     read_timeout: LongerThanZero = 300.0
 
 
@@ -119,6 +118,16 @@ class Routing(Section):
     """Among backends that serve the same model."""
 
     strategy: Annotated[Strategy, one_of(get_args(Strategy), later=())] = "prefix"
+
+
+class Failover(Section):
+    """What happens when a backend fails before the first piece of its answer."""
+
+    retries: Annotated[Whole, Field(ge=0, le=16)] = 2
+    retry_budget: Annotated[float, Field(ge=0, le=1)] = 0.2
+    breaker_failures: Annotated[Whole, Field(ge=0, le=1000)] = 5
+    breaker_pause: LongerThanZero = 5.0
+    outlier_factor: Annotated[float, Field(ge=0, le=100)] = 3.0
 
 
 class KvDisk(Section):

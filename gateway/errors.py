@@ -42,6 +42,7 @@ class GatewayError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
         body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -50,6 +51,8 @@ class GatewayError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
         self.original_body = body
+        self.headers = headers or {}
+        """What the backend said beside it: its rate limits, its request id."""
 
     def body(self) -> Mapping[str, Any]:
         """The OpenAI error object; a backend's own JSON error is passed on as it was."""
@@ -101,6 +104,7 @@ def from_failed(ending: Failed) -> GatewayError:
         param=ending.param,
         retry_after_s=ending.retry_after_s,
         body=ending.body,
+        headers=ending.headers,
     )
 
 
@@ -119,4 +123,5 @@ def to_failed(error: GatewayError) -> Failed:
         retry_after_s=error.retry_after_s,
         fault=fault,
         body=error.original_body,
+        headers=error.headers,
     )

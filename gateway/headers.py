@@ -36,6 +36,8 @@ def render(plan: Plan, outcome: Outcome) -> dict[str, str]:
         headers["X-Cache-Tokens-Saved"] = str(outcome.tokens_saved)
     if outcome.stale:
         headers["X-Cache-Stale"] = "true"
+    if outcome.fallback is not None:
+        headers["X-Cache-Fallback"] = outcome.fallback
     if plan.debug:
         if outcome.debug is not None:
             headers["X-Cache-Debug"] = outcome.debug

@@ -322,18 +322,21 @@ class Pipeline:
         """Pass the backend's pieces on, then store the answer."""
         parts: list[Chunk | Whole] = []
         ending: Ending | None = None
+        may_store = plan.may_store
         clearings = self._clearings.count
         with self._in_the_air(plan.lane):
             async with aclosing(backend.run(call, plan)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Chunk | Whole):
                         parts.append(piece)
-                    elif not isinstance(piece, Opening):
+                    elif isinstance(piece, Opening):  # another model's answer is not this one's
+                        may_store = may_store and piece.fallback is None
+                    else:
                         ending = piece
                     yield piece
         if isinstance(ending, Completed) and (renews or plan.lane == "warm"):
             self._spent("warming" if plan.lane == "warm" else "revalidation", plan, ending)
-        if ending is not None and plan.may_store:
+        if ending is not None and may_store:
             await asyncio.sleep(0)  # the readers first: they have waited long enough
             await self._keep(call, plan, parts, ending, clearings)
 

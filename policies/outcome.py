@@ -39,7 +39,10 @@ class Completed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """No answer, and whose fault that is. ``body`` is the backend's own error object, if any."""
+    """No answer, and whose fault that is.
+
+    ``body`` is the backend's own error object, ``headers`` what it said beside it, if any.
+    """
 
     status: int
     code: str
@@ -48,6 +51,7 @@ class Failed:
     retry_after_s: float | None = None
     fault: Literal["client", "backend", "ours"]
     body: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class Outcome:
     answer was served; on a miss ``ttl_left_s`` is what the new entry gets at most, None when none is
     kept. ``forwarded`` is None when no backend was asked, and ``partial`` when one was asked for
     some of several inputs. ``key`` is the public key.
+    ``fallback`` is the model that answered in place of the one asked for.
     ``detail`` is a word for Cache-Status when something went wrong on our side of the cache.
     """
 
@@ -96,5 +101,6 @@ class Outcome:
     store_error: bool = False
     detail: str | None = None
     backend: str | None = None
+    fallback: str | None = None
     status: int = 200
     debug: str | None = None

@@ -9,7 +9,6 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ import orjson
 from gateway.backends.base import Forwarded
 from gateway.backends.dialects import Dialect, spoken, usage_of, with_reuse
 from gateway.backends.lanes import Lanes
+from gateway.backends.waits import Timeouts, Waits
 from gateway.chunks import Chunk, Json, Opening, Piece, Whole, well_formed
 from gateway.errors import BackendFault, ClientFault, GatewayError, to_failed
 from gateway.responses import ENDS, whole_in
@@ -36,14 +36,6 @@ PATHS: Final[Mapping[str, str]] = {
 }
 _PASSED_BACK: Final = ("x-ratelimit-", "openai-")
 _NETWORK_ERRORS: Final = (aiohttp.ClientError, OSError, EventTooLarge)
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds. ``read_s`` bounds each wait for bytes: the first one and those in between."""
-
-    connect_s: float = 5.0
-    read_s: float = 600.0
 
 
 class OpenAIBackend:
@@ -72,7 +64,7 @@ class OpenAIBackend:
         self._dialect = dialect
         self._alone = alone
         self._lanes = lanes
-        limits = timeouts or Timeouts()
+        self._limits = limits = timeouts or Timeouts()
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=limits.connect_s, sock_read=limits.read_s
         )
@@ -107,23 +99,30 @@ class OpenAIBackend:
         progress = _Progress()
         try:
             url = self._locate() + PATHS[call.endpoint]
-            async with self._session.post(
-                url,
-                data=_encoded(spoken(self._dialect, call, plan, alone=self._alone)),
-                headers=self._headers,
-                timeout=self._timeout,
-                allow_redirects=False,
+            data = _encoded(spoken(self._dialect, call, plan, alone=self._alone))
+            waits = Waits(
+                self.name, self._limits, streamed=call.stream or self._dialect == "kvgate"
+            )
+            async with await waits.head(
+                self._session.post(
+                    url,
+                    data=data,
+                    headers=self._headers,
+                    timeout=self._timeout,
+                    allow_redirects=False,
+                )
             ) as response:
                 if response.status != 200:
-                    raise await _refusal(self.name, response)
+                    raise _refusal(self.name, response, await waits.whole(response.content))
                 yield _opening(response.headers)
                 if response.content_type == "text/event-stream":
-                    async for data in _events(self.name, response.content):
-                        progress.see(data)
-                        yield Chunk(data)
+                    async for event in _events(self.name, waits.received(response.content)):
+                        waits.began()
+                        progress.see(event)
+                        yield Chunk(event)
                     progress.check(self.name)
                 else:
-                    whole = _answer_of(self.name, await response.read())
+                    whole = _answer_of(self.name, await waits.whole(response.content))
                     progress.see(whole)
                     yield Whole(whole)
                 yield Completed(usage=progress.usage, duration_s=self._clock() - began_s)
@@ -133,6 +132,8 @@ class OpenAIBackend:
             raise
         except GatewayError as error:
             yield to_failed(error)
+        except aiohttp.ConnectionTimeoutError:
+            yield _failed(self.name, 504, "backend_connect_timeout", "cannot be reached in time")
         except TimeoutError:
             yield _failed(self.name, 504, "backend_timeout", "did not answer in time")
         except _NETWORK_ERRORS as error:
@@ -266,10 +267,10 @@ def _opening(headers: Mapping[str, str]) -> Opening:
     )
 
 
-async def _events(name: str, content: aiohttp.StreamReader) -> AsyncIterator[Json]:
+async def _events(name: str, content: AsyncIterator[bytes]) -> AsyncIterator[Json]:
     """The stream's JSON events up to ``[DONE]``. Raises BackendFault on an error event or a cut."""
     parser = Parser()
-    async for received in content.iter_any():
+    async for received in content:
         for event in parser.feed(received):
             if event.data == b"[DONE]":
                 return
@@ -311,9 +312,8 @@ def _late_error(name: str, error: Any) -> BackendFault:
     )
 
 
-async def _refusal(name: str, response: aiohttp.ClientResponse) -> GatewayError:
+def _refusal(name: str, response: aiohttp.ClientResponse, raw: bytes) -> GatewayError:
     """The backend's own refusal, with its body as it was when that is an OpenAI error."""
-    raw = await response.read()
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -332,6 +332,7 @@ async def _refusal(name: str, response: aiohttp.ClientResponse) -> GatewayError:
         param=detail.get("param") if own and isinstance(detail, dict) else None,
         retry_after_s=_retry_after_s(response.headers),
         body=body if own else None,
+        headers=_passed_back(response.headers),
     )
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import aiohttp
 
 from gateway.backends.lanes import Lanes
-from gateway.backends.openai import OpenAIBackend, Timeouts
+from gateway.backends.openai import OpenAIBackend
 from gateway.backends.replicas import Engines, locate
+from gateway.backends.waits import Timeouts
 from gateway.config import Config, engine_names
 from gateway.router import Served
 
@@ -33,7 +34,11 @@ def served(
             api_key=wish.api_key.get_secret_value() if wish.api_key else None,
             dialect=wish.dialect,
             alone=len({tenant.name for tenant in config.tenants}) <= 1,
-            timeouts=Timeouts(connect_s=wish.connect_timeout, read_s=wish.read_timeout),
+            timeouts=Timeouts(
+                connect_s=wish.connect_timeout,
+                read_s=wish.read_timeout,
+                first_token_s=wish.first_token_timeout,
+            ),
             lanes=lanes,
         )
         found.append(Served(backend, wish.models, wish.kv_tokens))

@@ -115,7 +115,7 @@ def error_response(error: GatewayError, request_id: str, **headers: str) -> web.
     return json_response(
         error.body(),
         status=error.status,
-        **{"X-Request-ID": request_id, **error_headers(error), **headers},
+        **{**error.headers, "X-Request-ID": request_id, **error_headers(error), **headers},
     )
 
 

@@ -167,7 +167,9 @@ async def serving(
         }
         server = {"log_format": "json"}
         tiers = {"cold": {"store": "memory"}}  # who tests the disk gives a folder and says so
-        given = {"backends": [backend], "server": server, "tiers": tiers}
+        # A script says what becomes of each call; who tests what is tried anew says so.
+        failover = {"retries": 0, "breaker_failures": 0}
+        given = {"backends": [backend], "server": server, "tiers": tiers, "failover": failover}
         wishes = Config.model_validate(overlay(given, config))
         log = io.StringIO()
         app = await build(

@@ -9,7 +9,8 @@ import aiohttp
 import pytest
 
 from gateway.backends.dialects import Dialect, usage_of
-from gateway.backends.openai import OpenAIBackend, Timeouts
+from gateway.backends.openai import OpenAIBackend
+from gateway.backends.waits import Timeouts
 from gateway.chunks import Chunk, Opening, Piece, Whole, fold
 from gateway.errors import BackendFault
 from policies.call import Call
