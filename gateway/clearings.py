@@ -40,13 +40,20 @@ class Clearings:
     async def clear(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant, now and in all processes. Raises: StoreError, after trying all."""
         self._note(selector)
+        # Before, so that flights elsewhere store nothing behind our back; and after, for what rose
+        # into their memory while it was still there to be read.
+        with suppress(StoreError):
+            await self._tell(selector)
         try:
             gone = await self._store.remove(selector)
         finally:
-            if self._news is not None:
-                await self._news.tell(TOPIC, as_message(selector))
+            await self._tell(selector)
         self._recall.left((meta.key for meta in gone), "invalidated")
         return gone
+
+    async def _tell(self, selector: Selector) -> None:
+        if self._news is not None:
+            await self._news.tell(TOPIC, as_message(selector))
 
     async def replaced(self, key: bytes) -> None:
         """An entry was computed anew: the others forget the older one that they may have."""

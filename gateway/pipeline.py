@@ -8,6 +8,8 @@ Three pure questions (*plan*, *judge*, *admit*) and this driver, which awaits be
 
 The store may fail at any point and only ever costs the hit: its failure is a field of the
 outcome. Whoever asks first owns nothing: the work belongs to the flight.
+
+Over 400 lines because the way of a call should be read in one place.
 """
 
 import asyncio
@@ -383,9 +385,18 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - the readers are served; nobody else would say it
             self._store_failed(error)
             return
+        if self._clearings.cover(meta, since=clearings):  # cleared while it was on its way
+            await self._take_back(meta)
+            return
         self._remember(plan, stored)
         if not plan.may_read:
             await self._clearings.replaced(meta.key)
+
+    async def _take_back(self, meta: EntryMeta) -> None:
+        try:
+            await self._store.remove(Selector(meta.scope.tenant, key=meta.key))
+        except StoreError as error:
+            self._store_failed(error)
 
     def _remember(self, plan: Plan, stored: Stored) -> None:
         self._recall.left((meta.key for meta in stored.evicted), "evicted")

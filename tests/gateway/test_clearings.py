@@ -53,10 +53,26 @@ async def test_a_clearing_is_done_here_and_told() -> None:
     await store.put(entry_of("a", tags=("x",)), now=NOW)
     gone = await clearings.clear(Selector("t", tag="x"))
     assert [meta.key for meta in gone] == [key_of("a")]
-    assert wire.told == [("clear", {"tenant": "t", "tag": "x"})]
+    assert wire.told == [("clear", {"tenant": "t", "tag": "x"})] * 2
     assert clearings.cover(entry_of("b", tags=("x",)).meta, since=0)
     assert not clearings.cover(entry_of("b", tags=("x",)).meta, since=clearings.count)
     assert not clearings.cover(entry_of("b").meta, since=0)
+
+
+async def test_the_others_know_before_it_goes_and_forget_once_more_after() -> None:
+    seen: list[tuple[str, bool]] = []
+
+    class Watching(Wire):
+        async def tell(self, topic: str, message: Mapping[str, Any]) -> None:
+            there = await store.get(key_of("a"), now=NOW) is not None
+            seen.append((topic, there))
+            if there:
+                raise StoreError("the first word is lost")
+
+    store = Tiers({"warm": MemoryStore("warm", max_bytes=10_000)})
+    await store.put(entry_of("a"), now=NOW)
+    await Clearings(store, Recall(), Watching()).clear(Selector("t"))
+    assert seen == [("clear", True), ("clear", False)]
 
 
 async def test_the_others_are_told_even_when_our_store_fails() -> None:
@@ -64,7 +80,7 @@ async def test_the_others_are_told_even_when_our_store_fails() -> None:
     clearings = Clearings(Tiers({"warm": Broken("warm", max_bytes=10_000)}), Recall(), wire)
     with pytest.raises(StoreError):
         await clearings.clear(Selector("t"))
-    assert wire.told == [("clear", {"tenant": "t"})]
+    assert wire.told == [("clear", {"tenant": "t"})] * 2
 
 
 async def test_what_others_cleared_goes_from_memory_and_from_the_flights() -> None:

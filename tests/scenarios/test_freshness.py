@@ -9,7 +9,7 @@ import pytest
 from gateway.chunks import Whole
 from gateway.errors import BackendFault, ClientFault
 from gateway.pipeline import Flown, Kept
-from gateway.store.base import Selector
+from gateway.store.base import Entry, Selector, Stored
 from tests.kit.bench import HOT, RULES, Bench, read, text_of
 from tests.kit.scripted_backend import (
     Gate,
@@ -252,3 +252,17 @@ async def test_what_was_cleared_while_it_was_computed_is_not_stored() -> None:
     assert (outcome.level, text_of(body)) == ("none", "new")
     outcome, _ = await bench.ask(kv_cache=wish)
     assert outcome.level == "response"
+
+
+async def test_what_was_cleared_while_it_was_put_away_does_not_stay() -> None:
+    bench = Bench()
+    put, cleared = bench.store.put, Selector("default")
+
+    async def put_and_clear(entry: Entry, *, now: float) -> Stored:
+        stored = await put(entry, now=now)
+        bench.pipeline._clearings._note(cleared)  # as another process's word would, in between
+        return stored
+
+    bench.store.put = put_and_clear  # type: ignore[method-assign]  # the moment in question
+    await bench.ask()
+    assert await bench.store.scan(cleared, after=None, limit=9) == []
