@@ -15,6 +15,7 @@ from functools import partial
 from typing import Final, TextIO
 
 import aiohttp
+import structlog
 from aiohttp import web
 
 from gateway.analytics import Conversations
@@ -54,6 +55,7 @@ from policies.rules import Rules
 OPENAI_PREFIXES: Final = ("/v1", "")
 KEEPALIVE_S: Final = 75.0
 
+_log = structlog.get_logger("kvgate")
 _now: Callable[[], float] = time.time  # noqa: TID251 - the wall clock is read here and handed on
 _draw: Callable[[], float] = random.random  # noqa: TID251 - the dice are thrown here and handed on
 
@@ -231,6 +233,9 @@ def _mount(
         metrics=gateway.metrics,
         numbers=numbers,
         unready=lambda: _unready(gateway),
+        ailing=lambda: {
+            name: state for name, state in gateway.health.states().items() if state != "up"
+        },
         worker=team.number if team else None,
     )
     analytics = Analytics(
@@ -270,6 +275,7 @@ def _manner(config: Config, clock: Callable[[], float], draw: Callable[[], float
         failures=wish.breaker_failures,
         pause_s=wish.breaker_pause,
         outlier_factor=wish.outlier_factor,
+        changed=lambda name: _log.warning("backend", name=name, state=health.state(name)),
     )
     return Manner(health, clock, draw=draw, retries=wish.retries, retry_budget=wish.retry_budget)
 

@@ -15,7 +15,7 @@ A client's fault says that the backend lives. No IO; belongs to one process.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Final, Literal
@@ -58,6 +58,7 @@ class Health:
 
     ``failures`` in a row bring a backend down, 0: never; the first pause is ``pause_s``.
     ``outlier_factor`` is how many times slower than its fellows an outlier is, 0: there are none.
+    ``changed`` is told a backend's name when it is another state than before.
     """
 
     def __init__(
@@ -68,17 +69,19 @@ class Health:
         failures: int = 5,
         pause_s: float = 5.0,
         outlier_factor: float = 3.0,
+        changed: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._clock = clock
         self._draw = draw
         self._failures = failures
         self._pause_s = pause_s
         self._factor = outlier_factor
+        self._changed = changed
         self._records: dict[str, _Record] = {}
         self._circles: list[tuple[str, ...]] = []
 
     def __repr__(self) -> str:
-        return f"<Health {' '.join(f'{name}={self.state(name)}' for name in self._records)}>"
+        return f"<Health {' '.join(f'{name}={state}' for name, state in self.states().items())}>"
 
     def together(self, names: Sequence[str]) -> None:
         """These serve the same: each is measured by the others."""
@@ -122,16 +125,13 @@ class Health:
         record = self._of(name)
         record.waits_s.append(waited_s)
         if record.down_until_s is not None:
-            record.down_until_s, record.probing = None, False
-            record.in_a_row, record.pause_s = 0, 0.0
-            record.ended.clear()
+            self._bring_up(name)
 
     def succeeded(self, name: str) -> None:
         """An answer came to its end, or the call was refused for a fault of the client's."""
         record = self._of(name)
         if record.probing:  # refused: it lives
-            record.down_until_s, record.probing, record.pause_s = None, False, 0.0
-            record.ended.clear()
+            self._bring_up(name)
         record.in_a_row = 0
         record.ended.append(True)
         self._look_for_outlier(name)
@@ -145,7 +145,7 @@ class Health:
             return  # the end of a call from before
         share_says = len(record.ended) >= FEWEST and record.failed_share() >= FAILED_SHARE
         if record.probing or (self._failures and (record.in_a_row >= self._failures or share_says)):
-            self._bring_down(record)
+            self._bring_down(name)
         else:
             self._look_for_outlier(name)
 
@@ -163,13 +163,26 @@ class Health:
     def _of(self, name: str) -> _Record:
         return self._records.setdefault(name, _Record())
 
-    def _bring_down(self, record: _Record) -> None:
+    def states(self) -> Mapping[str, State]:
+        """The backends that have been asked since the start, and how each of them stands."""
+        return {name: self.state(name) for name in self._records}
+
+    def _bring_up(self, name: str) -> None:
+        record = self._of(name)
+        record.down_until_s, record.probing = None, False
+        record.in_a_row, record.pause_s = 0, 0.0
+        record.ended.clear()
+        self._changed(name)
+
+    def _bring_down(self, name: str) -> None:
+        record = self._of(name)
         longest_s = max(self._pause_s, LONGEST_PAUSE_S)
         record.pause_s = min(2 * record.pause_s or self._pause_s, longest_s)
         # Several gateways that saw the same failure must not come back in the same moment.
         pause_s = record.pause_s * (1 - JITTER * self._draw())
         record.down_until_s = self._clock() + pause_s
         record.probing = False
+        self._changed(name)
 
     def _has_open_fellow(self, name: str) -> bool:
         return any(self.is_open(fellow) for fellow in self._fellows(name))
@@ -191,6 +204,7 @@ class Health:
             record.left_out_until_s = self._clock() + LEFT_OUT_S
             record.ended.clear()
             record.waits_s.clear()
+            self._changed(name)
 
     def _fails_more(self, record: _Record, fellows: Sequence[_Record]) -> bool:
         return record.failed_share() >= WORSE_BY + median(one.failed_share() for one in fellows)

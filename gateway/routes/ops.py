@@ -12,7 +12,11 @@ from gateway.routes.shape import json_response
 
 
 class Ops:
-    """``unready`` says by part what is not ready and why; an empty answer means ready."""
+    """``unready`` says by part what is not ready and why; an empty answer means ready.
+
+    ``ailing`` says which backends are not asked at the moment: no reason to send nobody here, since
+    what is stored goes on being served.
+    """
 
     def __init__(
         self,
@@ -21,12 +25,14 @@ class Ops:
         metrics: Metrics,
         numbers: Ask,
         unready: Callable[[], Mapping[str, str]],
+        ailing: Callable[[], Mapping[str, str]] = dict,
         worker: int | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._metrics = metrics
         self._numbers = numbers
         self._unready = unready
+        self._ailing = ailing
         self._worker = {} if worker is None else {"worker": worker}
 
     async def healthz(self, _: web.Request) -> web.Response:
@@ -36,10 +42,12 @@ class Ops:
     async def readyz(self, _: web.Request) -> web.Response:
         """Whether calls can be answered now: 200 or 503. Needs no key."""
         waiting = self._unready()
-        status = "waiting" if waiting else "ready"
-        return json_response(
-            {"status": status, "waiting_for": waiting}, status=503 if waiting else 200
-        )
+        ailing = self._ailing()
+        status = "waiting" if waiting else "degraded" if ailing else "ready"
+        body: dict[str, object] = {"status": status, "waiting_for": waiting}
+        if ailing:
+            body["backends"] = ailing
+        return json_response(body, status=503 if waiting else 200)
 
     async def metrics(self, request: web.Request) -> web.Response:
         """The exposition text; with tenants configured, for admin keys only."""
