@@ -71,7 +71,7 @@ class Generator:
 
     def __init__(self, core: int | None) -> None:
         self._pool = ProcessPoolExecutor(
-            max_workers=1, mp_context=get_context("spawn"), initializer=_pin, initargs=(core,)
+            max_workers=1, mp_context=get_context("spawn"), initializer=pin, initargs=(core,)
         )
 
     def run(self, job: Job) -> Load:
@@ -85,7 +85,8 @@ class Generator:
         self._pool.shutdown()
 
 
-def _pin(core: int | None) -> None:
+def pin(core: int | None) -> None:
+    """Keep this process on one core."""
     if core is not None:
         os.sched_setaffinity(0, {core})
 

@@ -1,17 +1,19 @@
 """A small OpenAI-compatible upstream that counts its calls.
 
 ``python -m loadtest.mock_upstream --port 9000 [--delay-ms 0] [--chunks 20] [--chunk-ms 5]
-[--capacity N]``
+[--capacity N] [--stamped]``
 
 It answers ``/v1/chat/completions`` and ``/v1/completions``, plain (about 1 KB) and streamed, and
 ``/v1/models``. Each answer names a digest of its prompt and the number of the call, so that a wrong
-hit shows itself. ``GET /calls`` says how many calls came; the query ``?delay_ms=`` and
+hit shows itself. With ``--stamped`` each event of a stream says when it left, by the system's monotonic
+clock (``at=NANOSECONDS``). ``GET /calls`` says how many calls came; the query ``?delay_ms=`` and
 ``?chunk_ms=`` of ``POST /shape`` change the delays while it runs.
 """
 
 import argparse
 import asyncio
 import hashlib
+import time
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -33,6 +35,7 @@ class Shape:
     delay_ms: float = 0.0
     chunks: int = 20
     chunk_ms: float = 5.0
+    stamped: bool = False
 
 
 @dataclass(slots=True)
@@ -127,7 +130,8 @@ class Upstream:
         for position in range(self.shape.chunks):
             if position and self.shape.chunk_ms:
                 await asyncio.sleep(self.shape.chunk_ms / 1000)
-            await send(f"word{position} of {base['id']} for {_digest(body)} ", None)
+            at = f"at={time.perf_counter_ns()} " if self.shape.stamped else ""
+            await send(f"{at}word{position} of {base['id']} for {_digest(body)} ", None)
         await send("", "stop")
         if (body.get("stream_options") or {}).get("include_usage"):
             last = {**base, "choices": [], "usage": USAGE}
@@ -188,8 +192,9 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=20)
     parser.add_argument("--chunk-ms", type=float, default=5.0)
     parser.add_argument("--capacity", type=int, default=0, help="calls at once; 0: any number")
+    parser.add_argument("--stamped", action="store_true", help="events say when they left")
     asked = parser.parse_args()
-    shape = Shape(asked.delay_ms, asked.chunks, asked.chunk_ms)
+    shape = Shape(asked.delay_ms, asked.chunks, asked.chunk_ms, asked.stamped)
     run(Upstream(shape, asked.capacity).app(), asked.port)
 
 
