@@ -9,8 +9,8 @@ prefill, Agrawal et al., Sarathi-Serve, 2024), so that a long prompt never stops
        └──── preempt ──────┴───────────────────┘      (its full blocks stay in the prefix index)
 
 Order: lanes interactive > batch > warm, first come first served inside a lane. When blocks run out the
-youngest sequence of the lowest lane steps back and is computed again later, mostly out of the index.
-A request that fits the pool alone is therefore always served.
+youngest sequence of the lowest lane steps back and is computed again later, mostly out of the index:
+a request that fits the pool alone is always served.
 
 Two waiting sequences with the same beginning do not compute it twice: the first to be admitted *claims*
 the blocks it is about to compute, and the other is admitted when they are there.
@@ -281,9 +281,8 @@ class Scheduler:
         sequence.published = len(shared)
         sequence.prefill_stop = len(sequence.tokens)
         if not sequence.preemptions:
-            sequence.hit_tokens = sequence.computed
-            missed = len(sequence.tokens) - sequence.computed
-            self.index.count(hit_tokens=sequence.computed, miss_tokens=missed)
+            sequence.hit_tokens = hit = sequence.computed
+            self.index.count(hit_tokens=hit, miss_tokens=len(sequence.tokens) - hit)
         for key in sequence.chain[len(shared) :]:
             self._claims.setdefault(key, sequence)
         self._waiting.remove(sequence)
