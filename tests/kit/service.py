@@ -147,6 +147,7 @@ async def serving(
     read_timeout: float = 30.0,
     models: tuple[str, ...] = ("m",),
     max_concurrency: int | None = None,
+    max_waiting: int = 512,
     scripted_durations: bool = False,
     **config: Any,
 ) -> AsyncIterator[Service]:
@@ -164,6 +165,7 @@ async def serving(
             "api_key": "sk-operator-secret",
             "read_timeout": read_timeout,
             "max_concurrency": max_concurrency,
+            "max_waiting": max_waiting,
         }
         server = {"log_format": "json"}
         tiers = {"cold": {"store": "memory"}}  # who tests the disk gives a folder and says so
