@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, cast
@@ -116,12 +117,8 @@ async def _read(job: Job) -> Read:
     count_from_ns = time.perf_counter_ns() + int(WARM_UP_S * 1e9)
     streams = []
     for number in range(job.streams):
-        request = _request(job, number)
-        _, stream = await loop.create_connection(
-            lambda request=request: _Stream(request, waits_ms, count_from_ns),  # type: ignore[misc]
-            "127.0.0.1",
-            job.port,
-        )
+        make = partial(_Stream, _request(job, number), waits_ms, count_from_ns)
+        _, stream = await loop.create_connection(make, "127.0.0.1", job.port)
         streams.append(stream)
         await asyncio.sleep(job.every_s / job.streams)
     async with asyncio.timeout(GIVE_UP_S):
