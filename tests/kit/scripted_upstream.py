@@ -20,14 +20,17 @@ from multidict import CIMultiDict
 from tests.kit.scripted_backend import Gate
 
 Cut = Literal["fin", "rst"]
-Step = bytes | Gate | Cut
+Step = bytes | float | Gate | Cut
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """Status and headers, then the steps: bytes are written, a gate is waited at, a cut is made."""
+    """Status and headers, then the steps.
+
+    Bytes are written, a number of seconds is waited, a gate waited at, a cut made.
+    """
 
     steps: Sequence[Step] = ()
     status: int = 200
@@ -116,6 +119,8 @@ async def _play(reply: Reply, request: web.Request) -> web.StreamResponse:
     for step in reply.steps:
         if isinstance(step, Gate):
             await step.pass_through()
+        elif isinstance(step, float):
+            await asyncio.sleep(step)
         elif isinstance(step, bytes):
             if not prepared:
                 prepared = True

@@ -87,3 +87,11 @@ async def test_it_sees_that_the_client_went_away() -> None:
         ):
             await gate.reached()
         await upstream.seen[0].gone.wait()
+
+
+async def test_a_number_is_waited_for() -> None:
+    reply = Reply((b"a", 0.02, b"b"))
+    async with ScriptedUpstream(reply) as upstream:
+        began_s = asyncio.get_running_loop().time()
+        assert (await post(upstream))[2] == b"ab"
+        assert asyncio.get_running_loop().time() - began_s >= 0.02
