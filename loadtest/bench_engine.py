@@ -259,9 +259,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="2 times, 32 tokens")
     parser.add_argument("--model", help="deepseek-tiny, or a model: modes and reuse without HTTP")
     parser.add_argument("--kv-dtype", choices=("bf16", "fp8"), help="its quality, without HTTP")
+    parser.add_argument("--threads", type=int, default=0, help="with --model; 0: all cores")
     asked = parser.parse_args()
     if asked.model or asked.kv_dtype:
-        alone(asked.model, asked.kv_dtype, repeat=2 if asked.quick else asked.repeat)
+        rounds = 2 if asked.quick else asked.repeat
+        alone(asked.model, asked.kv_dtype, repeat=rounds, threads=asked.threads)
         return
     repeat, tokens = (2, 32) if asked.quick else (asked.repeat, asked.tokens)
     known = report.facts("loadtest.bench_engine")
@@ -280,7 +282,7 @@ def main() -> None:
     console.print(f"written to loadtest/results/{report.write('engine', content).name}")
 
 
-def alone(model: str | None, kv_dtype: str | None, *, repeat: int) -> None:
+def alone(model: str | None, kv_dtype: str | None, *, repeat: int, threads: int) -> None:
     """The engine in this process: modes of latent attention, reuse, the quality of a KV dtype."""
     from loadtest import bench_modes, tiny_deepseek
 
@@ -295,10 +297,10 @@ def alone(model: str | None, kv_dtype: str | None, *, repeat: int) -> None:
             bench_modes.show_quality(console, judged)
             content["quality"] = bench_modes.as_json(judged)
         else:
-            modes = bench_modes.modes(path, repeat=repeat) if tiny else []
+            modes = bench_modes.modes(path, repeat=repeat, threads=threads) if tiny else []
             if modes:
                 bench_modes.show_modes(console, modes)
-            talks = bench_modes.talks(path)
+            talks = bench_modes.talks(path, threads=threads)
             bench_modes.show_talks(console, Path(name).name, talks)
             content |= {
                 "modes": bench_modes.as_json(modes),

@@ -100,11 +100,11 @@ def by_hand(tokens: Sequence[int], block_tokens: int) -> request.Sequence:
     return request.Sequence(request=asked, serial=0, tokens=list(tokens), blocks=blocks)
 
 
-def modes(model: str, *, repeat: int) -> list[Mode]:
+def modes(model: str, *, repeat: int, threads: int) -> list[Mode]:
     """Every mode of a model with latent attention; the best of ``repeat`` runs each."""
     found = []
     for mla, kv_dtype in MODES:
-        with loaded(model, mla=mla, kv_dtype=kv_dtype) as service:
+        with loaded(model, mla=mla, kv_dtype=kv_dtype, threads=threads) as service:
             found.append(_mode(service, mla, kv_dtype, repeat=repeat))
     return found
 
@@ -131,13 +131,13 @@ def _mode(service: Service, mla: str, kv_dtype: str, *, repeat: int) -> Mode:
     return Mode(mla, kv_dtype, token_bytes, PREFILL_TOKENS / prefill_s, decode)
 
 
-def talks(model: str) -> list[Talk]:
+def talks(model: str, *, threads: int) -> list[Talk]:
     """Conversations of ten turns, each of which repeats all that was said, with reuse and without."""
     found = []
     for what, document in DOCUMENTS.items():
-        with loaded(model) as service:
+        with loaded(model, threads=threads) as service:
             on_s, reused = _talk(service, document)
-        with loaded(model, prefix_cache=False) as service:
+        with loaded(model, prefix_cache=False, threads=threads) as service:
             off_s, _ = _talk(service, document)
         found.append(Talk(what, on_s, off_s, reused))
     return found
