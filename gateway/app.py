@@ -8,7 +8,7 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from aiohttp import web
 from gateway.analytics import Conversations
 from gateway.auth import OPEN_TENANT, Authenticator
 from gateway.backends.health import Health
+from gateway.backends.hearsay import share
 from gateway.backends.replicas import Engines, Replicas, follow, is_ready, state_of
 from gateway.backends.retrying import Manner, RetryingRouter
 from gateway.backends.served import served
@@ -36,7 +37,7 @@ from gateway.pipeline import Pipeline
 from gateway.places import Places, open_places
 from gateway.recall import Recall
 from gateway.request_log import RequestLog
-from gateway.router import Router
+from gateway.router import Router, Served
 from gateway.routes.analytics import Analytics
 from gateway.routes.cache import Cache
 from gateway.routes.completions import Completions
@@ -112,16 +113,8 @@ async def build(
     if team is None and config.engine_enabled():
         engines = Replicas(config.engine, tasks=tasks)
     manner = _manner(config, clock, draw)
-    router = RetryingRouter(
-        served(config, session, engines, clock),
-        config.aliases,
-        manner=manner,
-        fallbacks=config.fallbacks,
-        strategy=config.routing.strategy,
-        is_open=lambda name: is_ready(engines, name) and manner.health.is_open(name),
-    )
-    if engines is not None:
-        follow(engines, router, tasks)
+    backends = served(config, session, engines, clock)
+    router = _router(config, backends, manner, engines=engines, tasks=tasks, team=team)
     places = await open_places(
         config,
         rules,
@@ -278,6 +271,30 @@ def _manner(config: Config, clock: Callable[[], float], draw: Callable[[], float
         changed=lambda name: _log.warning("backend", name=name, state=health.state(name)),
     )
     return Manner(health, clock, draw=draw, retries=wish.retries, retry_budget=wish.retry_budget)
+
+
+def _router(
+    config: Config,
+    backends: Sequence[Served],
+    manner: Manner,
+    *,
+    engines: Engines | None,
+    tasks: Tasks,
+    team: Team | None,
+) -> RetryingRouter:
+    router = RetryingRouter(
+        backends,
+        config.aliases,
+        manner=manner,
+        fallbacks=config.fallbacks,
+        strategy=config.routing.strategy,
+        is_open=lambda name: is_ready(engines, name) and manner.health.is_open(name),
+    )
+    if engines is not None:
+        follow(engines, router, tasks)
+    if team is not None:
+        share(router, team.news, tasks)
+    return router
 
 
 def _contexts(

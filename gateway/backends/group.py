@@ -35,6 +35,19 @@ def _always(_: str) -> bool:
     return True
 
 
+def _nobody(_: "Sent") -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A prompt went to the member of this name; ``key`` stands for its cache key, if it has one."""
+
+    name: str
+    chain: Chain
+    key: bytes | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A member as one call may use it: that it does so counts from the moment it runs."""
@@ -80,6 +93,8 @@ class Group:
         self._last_of: OrderedDict[bytes, str] = OrderedDict()
         self._in_the_air = dict.fromkeys(self._names, 0)
         self._turn = 0
+        self.told: Callable[[Sent], None] = _nobody
+        """Told of each prompt that goes out from here."""
 
     def __repr__(self) -> str:
         air = " ".join(f"{name}={count}" for name, count in self._in_the_air.items())
@@ -106,12 +121,7 @@ class Group:
     ) -> AsyncGenerator[Piece, None]:
         """What the candidate's member computes, counted as its call for as long as it takes."""
         name = candidate.name
-        self._affinity.sent(name, candidate.chain)
-        if candidate.key is not None:
-            self._last_of[candidate.key] = name
-            self._last_of.move_to_end(candidate.key)
-            if len(self._last_of) > MOST_KEYS:
-                self._last_of.popitem(last=False)
+        self._note(Sent(name, candidate.chain, candidate.key))
         self._in_the_air[name] += 1
         try:
             async with aclosing(candidate.member.run(call, plan)) as pieces:
@@ -119,6 +129,19 @@ class Group:
                     yield replace(piece, backend=name) if isinstance(piece, Opening) else piece
         finally:
             self._in_the_air[name] -= 1
+
+    def _note(self, sent: Sent) -> None:
+        self.hear(sent)
+        self.told(sent)
+
+    def hear(self, sent: Sent) -> None:
+        """Remember what went where, whoever sent it there."""
+        self._affinity.sent(sent.name, sent.chain)
+        if sent.key is not None:
+            self._last_of[sent.key] = sent.name
+            self._last_of.move_to_end(sent.key)
+            if len(self._last_of) > MOST_KEYS:
+                self._last_of.popitem(last=False)
 
     def _order(self, chain: Chain, favourite: str | None = None) -> list[str]:
         """The names of the open members, the best first."""
@@ -155,7 +178,7 @@ class Group:
         member = self.members[name]
         if not isinstance(member, Prefills):
             return 0
-        self._affinity.sent(name, chain)
+        self._note(Sent(name, chain))
         return await member.prefill_kv(messages, salt=salt, priority=priority, ttl_s=ttl_s)
 
     async def models(self) -> list[dict[str, Any]]:
