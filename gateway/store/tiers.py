@@ -11,7 +11,7 @@ tier below a memory tier, what goes into memory is written through to it.
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import cachetools
 
@@ -73,18 +73,22 @@ class Tiers:
 
     async def put(self, entry: Entry, *, now: float) -> Stored:
         """Keep the entry in its own tier, or below it. Raises: StoreError."""
-        same_key = Selector(tenant=None, key=entry.meta.key)
+        home, same_key = entry.meta.tier, Selector(tenant=None, key=entry.meta.key)
+        for tier in self._in_memory - {home}:
+            await self._stores[tier].remove(same_key)
+        self._reads.pop(entry.meta.key, None)
+        landed = await self._sink(entry, home, now=now)
+        holds = {landed.tier}
+        if self._several and home in self._in_memory:
+            shared = [name for name in self._from(home) if name not in self._in_memory]
+            if shared:
+                holds.add((await self._sunk(entry, shared[0], now=now)).tier)
+        # Last, for memory is asked first: the next reader need not wait for a slow tier's removal.
         for tier, store in self._stores.items():
-            if tier != entry.meta.tier:
+            if tier not in self._in_memory and tier not in holds:
                 with suppress(StoreError):  # a tier that is down must not cost the others the entry
                     await store.remove(same_key)
-        self._reads.pop(entry.meta.key, None)
-        stored = await self._sink(entry, entry.meta.tier, now=now)
-        if self._several and entry.meta.tier in self._in_memory:
-            shared = [name for name in self._from(entry.meta.tier) if name not in self._in_memory]
-            if shared:
-                await self._sunk(entry, shared[0], now=now)
-        return stored
+        return landed.stored
 
     async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant from every tier; each key once. Raises: StoreError, after trying all."""
@@ -131,7 +135,7 @@ class Tiers:
         past = entry.meta.stored_at + entry.meta.ttl_s <= now
         return past and self._several and tier in self._in_memory
 
-    async def _sink(self, entry: Entry, tier: TierName, *, now: float) -> Stored:
+    async def _sink(self, entry: Entry, tier: TierName, *, now: float) -> "_Landed":
         """Keep ``entry`` in ``tier`` or the first one below that takes it; others sink for it."""
         evicted: list[EntryMeta] = []
         for lower in self._from(tier):
@@ -140,19 +144,21 @@ class Tiers:
             below = self._below(lower)
             for sinking in stored.sinking:
                 sunk = await self._sunk(sinking, below, now=now)
-                evicted += sunk.evicted if sunk.kept else [*sunk.evicted, sinking.meta]
+                evicted += sunk.stored.evicted
+                if sunk.tier is None:
+                    evicted.append(sinking.meta)
             if stored.kept:
-                return Stored(kept=True, evicted=evicted)
-        return Stored(kept=False, evicted=evicted)
+                return _Landed(Stored(kept=True, evicted=evicted), lower)
+        return _Landed(Stored(kept=False, evicted=evicted), None)
 
-    async def _sunk(self, entry: Entry, below: TierName | None, *, now: float) -> Stored:
+    async def _sunk(self, entry: Entry, below: TierName | None, *, now: float) -> "_Landed":
         """Keep what a fuller tier let go, if there is a tier below and it works."""
         if below is None:
-            return Stored(kept=False)
+            return _NOWHERE
         try:
             return await self._sink(entry, below, now=now)
         except StoreError:
-            return Stored(kept=False)
+            return _NOWHERE
 
     async def _read_below(self, entry: Entry, tier: TierName, *, now: float) -> None:
         """Count a read from a lower tier; the last one that is needed takes the entry up."""
@@ -181,6 +187,16 @@ class Tiers:
 
     def __repr__(self) -> str:
         return f"<Tiers {', '.join(repr(store) for store in self._stores.values())}>"
+
+
+class _Landed(NamedTuple):
+    """What a put did, and the tier that holds the entry now."""
+
+    stored: Stored
+    tier: TierName | None
+
+
+_NOWHERE: Final = _Landed(Stored(kept=False), None)
 
 
 def _in_tier(entry: Entry, tier: TierName) -> Entry:
