@@ -10,6 +10,7 @@ own, upstream and reader share the other. Streams begin spread over one interval
 
 import argparse
 import asyncio
+import os
 import re
 import tempfile
 import time
@@ -240,6 +241,7 @@ def main() -> None:
     result = {
         **facts,
         "how": how,
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
         "bar_ms": BAR_MS,
         "rows": {
             name: {

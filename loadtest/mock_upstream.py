@@ -127,9 +127,12 @@ class Upstream:
             part |= {"delta": {"content": text} if text else {}} if chat else {"text": text}
             await response.write(b"data: " + orjson.dumps({**base, "choices": [part]}) + b"\n\n")
 
+        began_s = time.perf_counter()
         for position in range(self.shape.chunks):
             if position and self.shape.chunk_ms:
-                await asyncio.sleep(self.shape.chunk_ms / 1000)
+                # By the stream's own beginning: streams that were held up together part again.
+                due_s = began_s + position * self.shape.chunk_ms / 1000
+                await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
             at = f"at={time.perf_counter_ns()} " if self.shape.stamped else ""
             await send(f"{at}word{position} of {base['id']} for {_digest(body)} ", None)
         await send("", "stop")
