@@ -17,10 +17,10 @@ from gateway.backends.base import Prefills
 from gateway.context_records import ContextRecords
 from gateway.errors import GatewayError
 from gateway.flights import Tasks
-from gateway.router import DEFAULT_MODEL, Router
+from gateway.router import Router
 from gateway.store.base import StoreError
 from gateway.store.sharing import News
-from policies.call import Call
+from policies.call import DEFAULT_MODEL, Call
 from policies.contexts import (
     ContextWish,
     Terms,

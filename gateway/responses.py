@@ -29,7 +29,8 @@ def whole_in(event: Json) -> Json | None:
 
 def is_finished(body: Json) -> bool:
     """Whether the answer is complete: not queued, cut short or failed."""
-    return body.get("status") == "completed" and bool(body.get("output"))
+    failed = body.get("error") is not None
+    return body.get("status") == "completed" and bool(body.get("output")) and not failed
 
 
 def unfold(body: Json) -> Iterator[Json]:

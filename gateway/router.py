@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from gateway.backends.base import Backend
 from gateway.backends.group import Group, Strategy
 from gateway.errors import ClientFault
+from policies.call import DEFAULT_MODEL
 
 ANY_MODEL = "*"
-DEFAULT_MODEL = "default"
 _LONGEST_CHAIN = 8  # an alias may name an alias; a ring of them must end
 
 

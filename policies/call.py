@@ -12,6 +12,9 @@ Endpoint = Literal["chat", "completions", "embeddings", "responses"]
 NOT_IN_THE_ANSWER: Final = frozenset(
     {"model", "stream", "stream_options", "user", "metadata", "kv_cache", "prompt_cache_key"}
 )
+DEFAULT_MODEL: Final = (
+    "default"  # the first one served; where any name is served, the backend's own
+)
 MAX_DEPTH: Final = 128  # JSON levels; beyond it serialisers down the line give up
 
 _INPUT_FIELD: Final[dict[Endpoint, str]] = {"completions": "prompt", "embeddings": "input"}
@@ -34,7 +37,7 @@ class RequestError(ValueError):
 class Call:
     """What a client wants from a model.
 
-    ``model`` is the name as the client wrote it. ``body`` is the JSON body without
+    ``model`` is the name as the client wrote it, or ``DEFAULT_MODEL``. ``body`` is the JSON body without
     ``kv_cache``; unknown fields and the order of fields are kept, so that a backend gets what
     the client sent. ``include_usage`` is true only for a stream that asked for it.
     """
@@ -55,8 +58,15 @@ class Call:
     def stateful(self) -> bool:
         """Whether the answer depends on, or lives in, what the backend remembers and may change."""
         return self.endpoint == "responses" and (
-            self.body.get("conversation") is not None or self.body.get("background") is True
+            self.body.get("conversation") is not None
+            or self.body.get("background") is True
+            or not self.names_model
         )
+
+    @property
+    def names_model(self) -> bool:
+        """Whether the client says a model: a response may leave it to a prompt that is kept."""
+        return self.body.get("model") is not None
 
 
 def parse_call(endpoint: Endpoint, body: object) -> Call:
@@ -68,6 +78,8 @@ def parse_call(endpoint: Endpoint, body: object) -> Call:
     if not isinstance(body, dict):
         raise _wrong_type("body", body, "a JSON object", param=None)
     model = body.get("model")
+    if model is None and endpoint == "responses":
+        model = DEFAULT_MODEL
     if model is None:
         raise _missing("model")
     if not isinstance(model, str):

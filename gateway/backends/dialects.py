@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final, Literal, assert_never
 
-from policies.call import Call
+from policies.call import DEFAULT_MODEL, Call
 from policies.outcome import Usage
 from policies.plan import Plan
 
@@ -45,7 +45,9 @@ _BREAKPOINT: Final = {"mode": "explicit"}
 
 def spoken(dialect: Dialect, call: Call, plan: Plan, *, alone: bool) -> Json:
     """The request's body for a server of this make; ``alone``: no other tenant asks it."""
-    body = {**call.body, "model": plan.model}
+    body = dict(call.body)
+    if call.names_model or plan.model != DEFAULT_MODEL:
+        body["model"] = plan.model
     if call.endpoint == "embeddings":
         return body
     if call.endpoint == "responses":

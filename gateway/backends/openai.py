@@ -21,7 +21,7 @@ from gateway.backends.lanes import Lanes
 from gateway.backends.waits import Timeouts, Waits
 from gateway.chunks import Chunk, Json, Opening, Piece, Whole, well_formed
 from gateway.errors import BackendFault, ClientFault, GatewayError, to_failed
-from gateway.responses import ENDS, whole_in
+from gateway.responses import ENDS, is_response, whole_in
 from gateway.sse import EventTooLarge, Parser
 from policies.call import Call
 from policies.eviction import Priority
@@ -294,7 +294,7 @@ async def _drain(content: aiohttp.StreamReader) -> None:
 def _answer_of(name: str, raw: bytes) -> Json:
     """A whole answer or an event of a stream. Raises: BackendFault for an error, or nonsense."""
     data = _json_object(name, raw)
-    if (error := data.get("error")) is not None:
+    if (error := data.get("error")) is not None and not is_response(data):
         raise _late_error(name, error)
     if not well_formed(data):
         raise BackendFault(f"{name} sent no OpenAI answer", code="backend_bad_answer")

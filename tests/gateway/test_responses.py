@@ -90,6 +90,7 @@ def test_every_event_is_one_that_the_sdk_knows() -> None:
         (response_of(status="incomplete"), False),
         (response_of(status="queued", output=[]), False),
         (response_of(output=[]), False),
+        (response_of(error={"code": "server_error", "message": "lost"}), False),
     ],
 )
 def test_only_a_complete_answer_is_finished(body: dict[str, Any], whole: bool) -> None:  # a table
@@ -145,6 +146,38 @@ async def test_a_stream_that_breaks_off_ends_in_an_error_event_and_is_not_stored
             assert upstream.calls == 2
 
 
+@pytest.mark.parametrize("served", [("*",), ("first", "second")])
+@pytest.mark.parametrize("absent", [{}, {"model": None}])
+async def test_a_response_may_leave_the_model_to_a_kept_prompt_and_is_asked_for_each_time(
+    served: tuple[str, ...], absent: dict[str, Any]
+) -> None:
+    upstream = ScriptedUpstream(json_reply(response_of()), json_reply(response_of()))
+    async with serving(upstream=upstream, models=served) as service:
+        ask = {"prompt": {"id": "pmpt_1"}, "kv_cache": {"enabled": True, "debug": True}, **absent}
+        for _ in range(2):
+            answer = await service.send("POST", "/v1/responses", ask)
+            assert (answer.status, answer.headers["X-Cache-Miss-Reason"]) == (200, "stateful")
+        assert upstream.calls == 2
+    named = absent if served == ("*",) else {"model": "first"}
+    assert upstream.seen[0].body == {"prompt": {"id": "pmpt_1"}, **named}
+
+
+async def test_a_failed_response_is_an_answer_that_comes_back_as_it_is_and_is_not_kept() -> None:
+    failed = response_of(
+        status="failed", output=[], error={"code": "server_error", "message": "lost"}
+    )
+    upstream = ScriptedUpstream(json_reply(failed), json_reply(response_of()))
+    async with serving(upstream=upstream) as service:
+        first = await service.send("POST", "/v1/responses", ASK)
+        assert first.status == 200
+        assert {name: first.body[name] for name in ("status", "error")} == {
+            "status": "failed",
+            "error": {"code": "server_error", "message": "lost"},
+        }
+        second = await service.send("POST", "/v1/responses", ASK)
+        assert (second.body["status"], upstream.calls) == ("completed", 2)
+
+
 @pytest.mark.parametrize("field", [{"conversation": "conv_1"}, {"background": True}])
 async def test_what_lives_at_the_provider_is_asked_for_each_time(field: dict[str, Any]) -> None:
     upstream = ScriptedUpstream(json_reply(response_of()), json_reply(response_of()))
@@ -161,7 +194,7 @@ async def test_what_lives_at_the_provider_is_asked_for_each_time(field: dict[str
     [
         ({"model": "m", "input": 5}, "input"),
         ({"model": "m", "input": ["text"]}, "input[0]"),
-        ({"input": "x"}, "model"),
+        ({"model": 3, "input": "x"}, "model"),
     ],
 )
 async def test_what_cannot_be_meant_is_refused_by_name(body: dict[str, Any], param: str) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.call import (
+    DEFAULT_MODEL,
     MAX_DEPTH,
     NOT_IN_THE_ANSWER,
     Endpoint,
@@ -59,6 +60,14 @@ def test_usage_is_included_only_in_a_stream_that_asks(
 )
 def test_content_may_be_text_parts_or_nothing(content: object) -> None:
     parse_call("chat", {"model": "m", "messages": [{"role": "user", "content": content}]})
+
+
+@pytest.mark.parametrize("absent", [{}, {"model": None}])
+def test_a_response_may_leave_the_model_to_what_the_backend_keeps(absent: dict[str, Any]) -> None:
+    call = parse_call("responses", {"prompt": {"id": "pmpt_1"}, **absent})
+    assert (call.model, call.names_model, call.stateful) == (DEFAULT_MODEL, False, True)
+    named = parse_call("responses", {"model": "m", "input": "Hi"})
+    assert (named.names_model, named.stateful) == (True, False)
 
 
 def test_content_may_be_absent() -> None:
