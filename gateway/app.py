@@ -109,9 +109,7 @@ async def build(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
     )
     tasks = Tasks()
-    engines: Engines | None = team.engines if team else None
-    if team is None and config.engine_enabled():
-        engines = Replicas(config.engine, tasks=tasks)
+    engines = _engines(config, tasks, team)
     manner = _manner(config, clock, draw)
     backends = served(config, session, engines, clock)
     router = _router(config, backends, manner, engines=engines, tasks=tasks, team=team)
@@ -143,10 +141,6 @@ async def build(
         leading=places.leading,
         news=places.news,
     )
-    metrics = Metrics(
-        models=router.models(),
-        tenants=[tenant.name for tenant in config.tenants] or [OPEN_TENANT],
-    )
     gateway = Gateway(
         config=config,
         store=store,
@@ -161,7 +155,7 @@ async def build(
         journal=journal,
         conversations=conversations,
         contexts=_contexts(places, router, rules, tasks, now),
-        metrics=metrics,
+        metrics=_metrics(config, router),
         pipeline=pipeline,
         engines=engines,
         tasks=tasks,
@@ -173,6 +167,17 @@ async def build(
     open_warming(gateway, rules, traffic, now=now, clock=clock).mount(app)
     _mount(app, gateway, rules, team, now=now, clock=clock)
     return app
+
+
+def _engines(config: Config, tasks: Tasks, team: Team | None) -> Engines | None:
+    if team is not None:
+        return team.engines
+    return Replicas(config.engine, tasks=tasks) if config.engine_enabled() else None
+
+
+def _metrics(config: Config, router: Router) -> Metrics:
+    tenants = [tenant.name for tenant in config.tenants] or [OPEN_TENANT]
+    return Metrics(models=router.models(), tenants=tenants)
 
 
 def _journal(

@@ -20,7 +20,7 @@ from policies.freshness import EntryMeta
 TOPIC: Final = "clear"
 REPLACED: Final = "replaced"
 MOST_REMEMBERED: Final = 256
-"""Clearings that flights in the air are held against; older ones have landed long ago."""
+"""Clearings that flights in the air are held against; one that began before stores nothing."""
 
 
 class Clearings:
@@ -62,7 +62,9 @@ class Clearings:
                 await self._news.tell(REPLACED, {"key": key.hex()})
 
     def cover(self, meta: EntryMeta, since: int) -> bool:
-        """Whether such an entry was cleared away after the first ``since`` clearings."""
+        """Whether such an entry was, or may have been, cleared away after the first ``since``."""
+        if since < self.count - len(self._lately):  # some of them are no longer remembered
+            return True
         return any(number > since and what.matches(meta) for number, what in self._lately)
 
     async def _heard(self, message: Mapping[str, Any]) -> None:

@@ -56,29 +56,45 @@ class Leading:
             yield True
         finally:
             renewing.cancel()
-            with suppress(StoreError):
-                await self._leases.release(key)
+            await self._let_go(key)
 
     async def _leads(self, key: bytes, there: There | None) -> bool | None:
-        """Whether we hold the lease now; None when nobody can say."""
-        wait_s = FIRST_WAIT_S
+        """Whether we hold the lease now; None when it is of no use."""
         try:
-            while not await self._leases.take(key, ttl_s=LEASE_S):
-                if there is None:
-                    return False
-                await self._sleep(wait_s)
-                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-                if await there():
-                    return False
+            return await self._taken(key, there)
         except StoreError:
             return None
-        if (
-            there is not None and await there()
-        ):  # it was stored between our look-up and our taking the lease
-            with suppress(StoreError):
-                await self._leases.release(key)
+        except BaseException:
+            # We may hold it, and nobody else would give it back before it ends by itself.
+            self._tasks.start(self._let_go(key), name="lease")
+            raise
+
+    async def _taken(self, key: bytes, there: There | None) -> bool | None:
+        waited = False
+        wait_s = FIRST_WAIT_S
+        while not await self._leases.take(key, ttl_s=LEASE_S):
+            if there is None:
+                return False
+            await self._sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            waited = True
+            if await there():
+                return False
+        if there is None:
+            return True
+        if await there():  # it was stored between our look-up and our taking the lease
+            await self._let_go(key)
             return False
+        if waited:
+            # The other one stored nothing: its call failed, or its answer may not be kept. All who
+            # waited compute for themselves now; one after the other they would wait for ever.
+            await self._let_go(key)
+            return None
         return True
+
+    async def _let_go(self, key: bytes) -> None:
+        with suppress(StoreError):
+            await self._leases.release(key)
 
     async def _renew(self, key: bytes) -> None:
         while True:

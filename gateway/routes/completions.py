@@ -74,10 +74,13 @@ class Asked:
 
 
 class Head(NamedTuple):
-    """The header lines of a hit, true of one entry for as long as nothing in ``of`` changes."""
+    """The header lines of a hit, true for as long as nothing in ``of`` changes.
 
-    entry: Entry
-    of: tuple[int, int, int, bool]
+    Of the entry it knows the moment alone: an answer must not outlive its place in the store here.
+    """
+
+    of: tuple[float, str, int, int, int, int, bool]
+    length: int
     lines: bytes
 
 
@@ -231,11 +234,13 @@ class Completions:
         """What :meth:`_from_store` says of a plain hit, with most of its head from the last time."""
         outcome, now = kept.outcome, self._now()
         body = self._replayed(asked.call, kept.entry)
-        of = (int(now), int(outcome.age_s or 0), int(outcome.ttl_left_s or 0), outcome.stale)
+        left_s, age_s = int(outcome.ttl_left_s or 0), int(outcome.age_s or 0)
+        entry = (kept.entry.meta.stored_at, outcome.tier, outcome.tokens_saved)
+        of = (*entry, int(now), age_s, left_s, outcome.stale)
         head = asked.head
-        if head is None or head.of != of or head.entry is not kept.entry:
+        if head is None or head.of != of or head.length != len(body):
             said = headers.render(asked.plan, outcome)
-            head = Head(kept.entry, of, head_lines(said, length=len(body), now=now))
+            head = Head(of, len(body), head_lines(said, length=len(body), now=now))
             asked.head = head
         took_ms = (self._clock() - visit.began_s) * 1000
         lines = b"%bX-Request-ID: %b\r\nX-Response-Time: %.1fms\r\n" % (

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.clearings import Clearings, as_message, of_message
+from gateway.clearings import MOST_REMEMBERED, Clearings, as_message, of_message
 from gateway.recall import Recall
 from gateway.store.base import Selector, StoreError
 from gateway.store.memory import MemoryStore
@@ -127,3 +127,13 @@ async def test_that_the_others_could_not_be_told_of_a_new_answer_fails_nothing()
     store = Tiers({"warm": MemoryStore("warm", max_bytes=10_000)})
     await Clearings(store, Recall(), Silent()).replaced(key_of("a"))
     await Clearings(store, Recall(), None).replaced(key_of("a"))
+
+
+async def test_more_clearings_than_are_remembered_cover_everything_that_began_before() -> None:
+    clearings = Clearings(Tiers({"warm": MemoryStore("warm", max_bytes=10_000)}), Recall(), None)
+    await clearings.clear(Selector("t", tag="secret"))
+    for number in range(MOST_REMEMBERED):
+        assert clearings.cover(entry_of("a", tags=("secret",)).meta, since=0)
+        await clearings.clear(Selector("t", cache_key=str(number)))
+    assert clearings.cover(entry_of("a", tags=("secret",)).meta, since=0)
+    assert not clearings.cover(entry_of("a", tags=("secret",)).meta, since=1)

@@ -119,6 +119,48 @@ async def test_a_leader_that_is_gone_is_followed_by_one_who_waited() -> None:
     await tasks.close()
 
 
+async def test_where_the_leader_stored_nothing_nobody_waits_for_the_next_one() -> None:
+    lease, tasks = OneLease(), Tasks()
+    lease.holder = "b"
+
+    def fail(slept: int) -> None:
+        if slept == 2:
+            lease.holder = None
+
+    async with Leading(lease.of("a"), tasks, sleep=Sleeper(fail)).of(KEY, no) as leads:
+        state = [leads, lease.holder]
+    assert state == [True, None]
+
+
+@pytest.mark.parametrize("cut_in", ["take", "there"])
+async def test_who_is_cancelled_while_taking_it_gives_the_lease_back(cut_in: str) -> None:
+    lease, tasks = OneLease(), Tasks()
+    reached, seen = asyncio.Event(), lease.of("a")
+
+    async def stuck() -> bool:
+        reached.set()
+        await asyncio.Event().wait()
+        return False
+
+    class Slow(Seen):
+        async def take(self, key: bytes, *, ttl_s: float) -> bool:
+            assert await super().take(key, ttl_s=ttl_s)
+            return await stuck()
+
+    leading = Leading(Slow(lease, "a") if cut_in == "take" else seen, tasks, sleep=Sleeper())
+
+    async def lead() -> None:
+        async with leading.of(KEY, stuck):
+            raise AssertionError("it never gets there")
+
+    flight = asyncio.create_task(lead())
+    await reached.wait()
+    flight.cancel()
+    await asyncio.wait([flight])
+    await until(lambda: lease.holder is None)
+    await tasks.close()
+
+
 async def test_what_was_stored_before_the_lease_was_taken_is_read() -> None:
     lease, tasks = OneLease(), Tasks()
 

@@ -5,6 +5,7 @@ Everything a user of the SDK does in the guides: ``extra_body``, ``extra_headers
 """
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from openai import APIStatusError, AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from gateway.routes.completions import Completions
+from gateway.store.base import Entry, Selector
 from tests.kit.scripted_upstream import (
     WORDS,
     Reply,
@@ -384,3 +386,15 @@ async def test_equal_bytes_with_other_headers_are_understood_anew() -> None:
         ):
             answer = await service.send("POST", "/v1/chat/completions", body, headers=headers)
             assert answer.headers["X-Cache-Level"] == level
+
+
+async def test_what_is_remembered_of_a_request_keeps_no_answer_alive() -> None:
+    async with serving() as service:
+        for _ in range(3):
+            answer = await service.chat({"enabled": True, "tier": "hot"})
+        assert answer.headers["X-Cache-Level"] == "response"
+        await service.settled()
+        (meta,) = await service.gateway.store.remove(Selector(None))
+        gc.collect()
+        alive = [one for one in gc.get_objects() if isinstance(one, Entry)]
+        assert [one for one in alive if one.meta.key == meta.key] == []
