@@ -37,8 +37,8 @@ class RequestError(ValueError):
 class Call:
     """What a client wants from a model.
 
-    ``model`` is the name as the client wrote it, or ``DEFAULT_MODEL``. ``body`` is the JSON body without
-    ``kv_cache``; unknown fields and the order of fields are kept, so that a backend gets what
+    ``model`` is the name as the client wrote it, or ``DEFAULT_MODEL``. ``body`` is the JSON body
+    without ``kv_cache``; unknown fields and the order of fields are kept, so that a backend gets what
     the client sent. ``include_usage`` is true only for a stream that asked for it.
     """
 

@@ -66,7 +66,7 @@ def test_content_may_be_text_parts_or_nothing(content: object) -> None:
 def test_a_response_may_leave_the_model_to_what_the_backend_keeps(absent: dict[str, Any]) -> None:
     call = parse_call("responses", {"prompt": {"id": "pmpt_1"}, **absent})
     assert (call.model, call.names_model, call.stateful) == (DEFAULT_MODEL, False, True)
-    named = parse_call("responses", {"model": "m", "input": "Hi"})
+    named = parse_call("responses", {"model": "m", "input": [{"role": "user", "content": "Hi"}]})
     assert (named.names_model, named.stateful) == (True, False)
 
 
@@ -125,6 +125,8 @@ def chat(**fields: Any) -> dict[str, Any]:
         ("completions", {"model": "m", "prompt": [True]}, "invalid_type", "prompt[0]"),
         ("completions", {"model": "m", "prompt": ["a", 1]}, "invalid_type", "prompt[1]"),
         ("embeddings", {"model": "m", "prompt": "x"}, "missing_field", "input"),
+        ("responses", {"model": "m", "input": 5}, "invalid_type", "input"),
+        ("responses", {"model": "m", "input": [{}, "text"]}, "invalid_type", "input[1]"),
     ],
 )
 def test_a_malformed_body_is_a_400_that_names_the_field(

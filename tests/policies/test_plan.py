@@ -52,6 +52,14 @@ class TestWhoMayBeEnabled:
         assert plan.why_not == (None if enabled else "too_short")
         assert because(plan, "enabled")[1] == f"strategy adaptive: {messages} messages, from 5 on"
 
+    @pytest.mark.parametrize(
+        "kept", [{"conversation": "conv_1"}, {"background": True}, {"model": None}]
+    )
+    def test_what_the_backend_remembers_is_asked_for_each_time(self, kept: dict[str, Any]) -> None:
+        call = call_of(endpoint="responses", **{"input": "Hi", **kept})
+        plan = plan_of(call=call)
+        assert (plan.enabled, plan.why_not) == (False, "stateful")
+
     def test_the_prefix_level_is_on_whatever_becomes_of_the_response_level(self) -> None:
         assert plan_of({}).reuse_prefix
         assert plan_of({"enabled": False}).reuse_prefix
