@@ -36,8 +36,11 @@ from tests.kit.served import serving
 STEADY: Final = "0.22.2"
 TESTS: Final = (
     "tests/api_resources/chat",
+    "tests/api_resources/responses",
     "tests/api_resources/test_completions.py",
+    "tests/api_resources/test_embeddings.py",
     "tests/api_resources/test_models.py",
+    "tests/api_resources/test_responses.py",
 )
 NEEDS: Final = ("pytest>=9,<10", "pytest-asyncio>=1.4,<2", "rich")
 START_S: Final = 60.0
