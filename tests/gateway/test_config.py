@@ -283,6 +283,21 @@ def test_a_redis_url_needs_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "secret" not in found.message
 
 
+def test_a_fallback_that_could_never_answer_is_a_mistake(tmp_path: Path) -> None:
+    text = "backends: [{name: up, base_url: 'http://up/v1', models: [m, s]}]\n"
+    given = text + "aliases: {tiny: s}\nfallbacks: {m: [tiny, s, default]}\n"
+    assert loaded(tmp_path, given).fallbacks == {"m": ("tiny", "s", "default")}
+    engine = "fallbacks: {gpt-4o: [smollm2-135m-instruct]}\n"
+    assert loaded(tmp_path, engine).fallbacks["gpt-4o"] == ("smollm2-135m-instruct",)
+    found = problems_of(text + "fallbacks: {m: [s, m, nobody]}\n", tmp_path=tmp_path)
+    assert {(p.path, p.message) for p in found} == {
+        ("fallbacks.m.1", "is the model itself"),
+        ("fallbacks.m.2", "is a model that nobody serves"),
+    }
+    anybody = text.replace("[m, s]", '["*"]') + "fallbacks: {m: [anything]}\n"
+    assert loaded(tmp_path, anybody).fallbacks["m"] == ("anything",)
+
+
 def test_aliases_may_form_a_chain_but_no_ring(tmp_path: Path) -> None:
     assert loaded(tmp_path, "aliases: {a: b, b: c}\n").aliases["a"] == "b"
     found = problems_of("aliases: {a: b, b: c, c: a}\n", tmp_path=tmp_path)

@@ -290,6 +290,18 @@ async def test_what_is_no_call_goes_to_the_backend_itself() -> None:
     assert repr(retrying) == "<Retrying a <Budget 5.0 tries>>"
 
 
+class Prefilling(ScriptedBackend):
+    """One that computes prompts ahead."""
+
+    async def prefill_kv(self, messages: Sequence[Any], **how: Any) -> int:
+        return len(messages) + len(how)
+
+
+async def test_prompts_are_computed_ahead_where_that_can_be_done() -> None:
+    retrying = Retrying(Prefilling(), Bench([()]).manner)
+    assert await retrying.prefill_kv([{}], salt="", priority="low", ttl_s=1.0) == 4
+
+
 def test_a_budget_lends_a_few_tries_and_then_gives_a_share() -> None:
     budget, tries = Budget(0.2), 0
     for _ in range(100):
@@ -321,6 +333,16 @@ def test_a_router_gives_the_same_wrapper_for_the_same_backend_and_fallbacks() ->
     assert router.target("m").backend is not router.target("n").backend
     assert router.target("alias").model == "m"
     assert router.target("m").backend.name == "big"
+
+
+def test_the_members_of_a_routers_groups_are_measured_by_each_other() -> None:
+    clock = Clock()
+    health = Health(clock=clock.monotonic, draw=lambda: 0.0)
+    manner = Manner(health, clock.monotonic, draw=lambda: 0.0)
+    served = [Served(ScriptedBackend(name=name), ["m"]) for name in "ab"]
+    RetryingRouter(served, {}, manner=manner, fallbacks={}, is_open=health.is_open)
+    health.rest("a", 1.0)
+    assert not health.is_open("a")
 
 
 async def test_a_routers_fallback_is_found_by_the_clients_name_or_the_models() -> None:
