@@ -91,7 +91,7 @@ class Clearings:
 
 def as_message(selector: Selector) -> dict[str, Any]:
     """The selector as JSON can carry it."""
-    named = {name: value for name, value in asdict(selector).items() if value is not None}
+    named = {name: value for name, value in asdict(selector).items() if value not in {None, ()}}
     if selector.key is not None:
         named["key"] = selector.key.hex()
     return named
@@ -102,4 +102,6 @@ def of_message(message: Mapping[str, Any]) -> Selector:
     named = dict(message)
     if "key" in named:
         named["key"] = bytes.fromhex(named["key"])
+    if "circles" in named:
+        named["circles"] = tuple(named["circles"])
     return Selector(named.pop("tenant", None), **named)

@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import orjson
@@ -20,7 +20,7 @@ from gateway.savings import savings
 from gateway.store.base import Selector
 from gateway.store.tiers import Tiers
 from gateway.tally import Tally, dicts
-from policies.contexts import forbidden, scope_of
+from policies.contexts import forbidden, may_use, scope_of
 from policies.freshness import EntryMeta
 from policies.keys import Principal, Scope, kv_salt, public_key
 from policies.rules import Rules
@@ -136,18 +136,34 @@ class Cache:
     async def invalidate(self, request: web.Request) -> web.Response:
         """Drop what the body names; answers how many entries and KV tokens went that one may see.
 
-        Raises: ClientFault 400 for an unknown or missing selector; RequestError 403 for a shared
-            context that this user may not use.
+        Raises: ClientFault 400 for an unknown or missing selector, 403 for another user;
+            RequestError 403 for a shared context that this user may not use.
         """
         principal = self._who(request)
         wish = object_of(await body_of(request))
         selector, everything = _selector(wish, principal)
+        selector = await self._in_view(selector, principal)
         shared = await self._shared_scopes(selector, principal, everything=everything)
         gone = await self._pipeline.clear(selector)
         salts = self._salts(selector, principal, shared, everything=everything)
         tokens = await self._drop_kv(salts)
-        seen = [meta for meta in gone if await self._contexts.may_see(meta.scope, principal)]
-        return json_response({"entries": len(seen), "kv_tokens": tokens})
+        return json_response({"entries": len(gone), "kv_tokens": tokens})
+
+    async def _in_view(self, selector: Selector, principal: Principal) -> Selector:
+        """Of what is meant, that which the key may see: :meth:`Contexts.may_see`, as data."""
+        if principal.user is None or principal.admin:
+            return selector
+        if selector.user not in {None, principal.user} and not principal.trusted:
+            raise ClientFault(
+                "This key may not clear what another user has.",
+                code="user_mismatch",
+                status=403,
+                param="user",
+            )
+        viewer = selector.user or principal.user
+        held = self._contexts.held.listed(principal.tenant)
+        circles = [terms.edition async for terms in held if may_use(terms, viewer)]
+        return replace(selector, viewer=viewer, circles=tuple(circles))
 
     async def _shared_scopes(
         self, selector: Selector, principal: Principal, *, everything: bool

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from policies.freshness import EntryMeta
+from policies.keys import Scope
 
 
 class StoreError(Exception):
@@ -30,7 +31,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Which entries are meant. All named members must agree; ``tenant`` ``None`` means any."""
+    """Which entries are meant. All named members must agree; ``tenant`` ``None`` means any.
+
+    With a ``viewer`` only what that user may see is meant: nothing that another user has for
+    himself, and of what lies under shared contexts only that of the editions in ``circles``.
+    """
 
     tenant: str | None
     key: bytes | None = None
@@ -43,6 +48,8 @@ class Selector:
     model: str | None = None
     batch: str | None = None
     tag: str | None = None
+    viewer: str | None = None
+    circles: tuple[str, ...] = ()
 
     def matches(self, meta: EntryMeta) -> bool:
         """Whether this entry is meant."""
@@ -59,7 +66,17 @@ class Selector:
             and (self.model is None or meta.model == self.model)
             and (self.batch is None or meta.batch_id == self.batch)
             and (self.tag is None or self.tag in meta.tags)
+            and (self.viewer is None or self._in_view(meta.scope))
         )
+
+    def _in_view(self, scope: Scope) -> bool:
+        match scope.kind:
+            case "user":
+                return scope.user == self.viewer
+            case "shared":
+                return scope.edition in self.circles
+            case "tenant" | "batch":
+                return True
 
 
 def namespace_of(cache_key: str) -> str | None:

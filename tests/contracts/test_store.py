@@ -139,6 +139,27 @@ async def test_all_members_of_a_selector_must_agree(make: Make) -> None:
     assert len(await store.scan(Selector("t", user="alice", model="m"), after=None, limit=9)) == 2
 
 
+async def test_a_viewer_means_only_what_that_user_may_see(make: Make) -> None:
+    store = await make(MIB)
+    scopes = {
+        "all": Scope("tenant", "t"),
+        "batch": Scope("batch", "t", batch="b1"),
+        "own": Scope("user", "t", user="ann"),
+        "bobs": Scope("user", "t", user="bob"),
+        "in": Scope("shared", "t", context="c", edition="1"),
+        "out": Scope("shared", "t", context="c", edition="2"),
+    }
+    put = [entry_of(name, scope=scope, tags=("x",)) for name, scope in scopes.items()]
+    await put_all(store, *put)
+    seen = {key_of(name) for name in ("all", "batch", "own", "in")}
+    selector = Selector("t", tag="x", viewer="ann", circles=("1",))
+    assert names(await store.scan(selector, after=None, limit=9)) == seen
+    assert await store.remove(Selector("t", key=key_of("bobs"), viewer="ann")) == []
+    assert names(await store.remove(selector)) == seen
+    left = await store.scan(Selector("t", viewer="bob", circles=("2",)), after=None, limit=9)
+    assert names(left) == {key_of("bobs"), key_of("out")}
+
+
 async def test_another_tenant_is_neither_seen_nor_touched(make: Make) -> None:
     store = await make(MIB)
     await put_all(store, entry_of("a", tenant="a"), entry_of("b", tenant="b"))

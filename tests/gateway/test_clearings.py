@@ -40,6 +40,7 @@ class Broken(MemoryStore):
     [
         Selector(None),
         Selector("t", tag="x"),
+        Selector("t", viewer="alice", circles=("one", "two")),
         Selector("t", key=key_of("a"), tier="hot", cache_key="", prefix="é", user="\n"),
     ],
 )

@@ -228,7 +228,7 @@ async def test_who_is_not_in_sees_and_clears_nothing_of_it_on_other_routes() -> 
 
 
 @pytest.mark.parametrize("selector", [{"cache_key": "team"}, {"prefix": "te"}, {"all": True}])
-async def test_clearing_by_another_name_counts_nothing_of_a_circle_one_is_not_in(
+async def test_clearing_by_another_name_drops_nothing_of_a_circle_one_is_not_in(
     selector: dict[str, Any],
 ) -> None:
     async with company() as service:
@@ -237,6 +237,7 @@ async def test_clearing_by_another_name_counts_nothing_of_a_circle_one_is_not_in
             await by_id(service, "ann")
             answer = await service.send("POST", "/v1/cache/invalidate", selector, key=asking)
             assert answer.body == {"entries": seen, "kv_tokens": 0}
+            assert level(await by_id(service, "ann")) == ("none" if seen else "response")
 
 
 async def test_what_a_user_keeps_to_himself_is_nobody_elses_to_look_at() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from gateway.backends.openai import OpenAIBackend
+from policies.keys import Scope, kv_salt
 from tests.kit.scripted_backend import Gate
 from tests.kit.scripted_upstream import (
     Reply,
@@ -202,6 +204,70 @@ async def test_users_of_one_tenant_are_apart_when_they_ask_for_it() -> None:
             assert answer.headers["X-Cache-Level"] == "none"
             answer = await service.chat({**wish, "user": user}, key=PROXY)
             assert answer.headers["X-Cache-Level"] == "response"
+
+
+KIN = [
+    {"name": "a", "api_keys": [ALICE], "user": "alice"},
+    {"name": "a", "api_keys": [BOB], "user": "bob"},
+    {"name": "a", "api_keys": [PROXY], "user": "proxy", "trusted_proxy": True},
+]
+"""Keys of one tenant, each bound to a user."""
+
+
+@pytest.fixture
+def dropped_kv(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The salts whose KV the backends were told to drop."""
+    salts: list[str | None] = []
+
+    async def drop(_: OpenAIBackend, salt: str | None) -> int:
+        salts.append(salt)
+        return 77
+
+    monkeypatch.setattr(OpenAIBackend, "invalidate_kv", drop)
+    return salts
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        {"all": True},
+        {"cache_key": "v1:ns:1"},
+        {"prefix": "v1:"},
+        {"namespace": "ns"},
+        {"model": "m"},
+        {"tag": "x"},
+    ],
+)
+async def test_a_users_key_clears_nothing_that_another_user_has_for_himself(
+    selector: dict[str, Any], dropped_kv: list[str | None]
+) -> None:
+    wish = {**WISH, "scope": "user"}
+    async with serving(tenants=KIN) as service:
+        secret = service.gateway.pipeline._rules.kv_secret
+        await service.chat(wish, key=BOB)
+        answer = await service.send("POST", "/v1/cache/invalidate", selector, key=ALICE)
+        assert answer.body["entries"] == 0
+        assert set(dropped_kv) <= {kv_salt(Scope("tenant", "a"), secret)}
+        assert (await service.chat(wish, key=BOB)).headers["X-Cache-Level"] == "response"
+        answer = await service.send("POST", "/v1/cache/invalidate", selector, key=BOB)
+        assert answer.body["entries"] == 1
+        assert (await service.chat(wish, key=BOB)).headers["X-Cache-Level"] == "none"
+
+
+async def test_a_users_key_may_not_clear_by_another_users_name(
+    dropped_kv: list[str | None],
+) -> None:
+    wish, bobs = {**WISH, "scope": "user"}, {"user": "bob"}
+    async with serving(tenants=KIN) as service:
+        await service.chat(wish, key=BOB)
+        answer = await service.send("POST", "/v1/cache/invalidate", bobs, key=ALICE)
+        assert (answer.status, answer.error["code"]) == (403, "user_mismatch")
+        assert (answer.error["param"], dropped_kv) == ("user", [])
+        for key in (BOB, PROXY):
+            assert (await service.chat(wish, key=BOB)).headers["X-Cache-Level"] == "response"
+            answer = await service.send("POST", "/v1/cache/invalidate", bobs, key=key)
+            assert answer.body == {"entries": 1, "kv_tokens": 77}
+            assert (await service.chat(wish, key=BOB)).headers["X-Cache-Level"] == "none"
 
 
 async def test_a_user_is_believed_only_from_a_trusted_key() -> None:
