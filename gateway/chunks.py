@@ -95,14 +95,22 @@ def fold(parts: Iterable[Chunk | Whole]) -> Json:
 def finished(body: Json) -> bool:
     """Whether every choice says how it ended: ``[DONE]`` alone is no proof of that.
 
-    Embeddings have no choices; there the data must be there.
+    Embeddings have no choices; there the vectors must be there.
     """
     if responses.is_response(body):
         return responses.is_finished(body)
     choices = body.get("choices")
     if choices is None:
-        return bool(body.get("data"))
+        return _has_vectors(body.get("data"))
     return bool(choices) and all(choice.get("finish_reason") for choice in choices)
+
+
+def _has_vectors(data: Any) -> bool:
+    return (
+        isinstance(data, list)
+        and bool(data)
+        and all(isinstance(one, dict) and bool(one.get("embedding")) for one in data)
+    )
 
 
 def unfold(body: Json, endpoint: Endpoint) -> Iterator[Chunk]:

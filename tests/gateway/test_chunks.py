@@ -290,7 +290,13 @@ def test_padding_against_packet_analysis_is_never_repeated() -> None:
         ({"choices": [{"index": 0}]}, False),
         ({"choices": []}, False),
         ({"data": [{"embedding": [0.5]}]}, True),
+        ({"data": [{"embedding": "AAAAPw=="}]}, True),
         ({"data": []}, False),
+        ({"data": {"odd": 1}}, False),
+        ({"data": "odd"}, False),
+        ({"data": [{"embedding": [0.5]}, "odd"]}, False),
+        ({"data": [{"odd": 1}]}, False),
+        ({"data": [{"embedding": []}]}, False),
         ({}, False),
     ],
 )

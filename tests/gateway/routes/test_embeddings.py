@@ -1,12 +1,15 @@
 """Lists of inputs: each has an entry of its own, and the client sees one answer."""
 
+import asyncio
 import base64
 import struct
 from typing import Any
 
 import pytest
 
+from tests.kit.scripted_backend import Gate
 from tests.kit.scripted_upstream import (
+    Reply,
     ScriptedUpstream,
     embeddings_body,
     error_reply,
@@ -46,6 +49,35 @@ async def test_a_list_with_one_new_text_computes_one_text() -> None:
         answer = await embed(service, ["a", "new", "c", "b"])
         assert vectors(answer) == [vector_of(text) for text in ("a", "new", "c", "b")]
         assert asked(service) == [["a", "b", "c"], ["new"]]
+
+
+def odd(data: Any) -> Reply:
+    return json_reply({"object": "list", "model": "m", "data": data})
+
+
+@pytest.mark.parametrize("data", [{"odd": 1}, "odd", ["odd"], [{"odd": 1}]])
+async def test_an_answer_without_vectors_is_not_stored(data: Any) -> None:
+    async with serving(upstream=ScriptedUpstream(odd(data))) as service:
+        assert (await embed(service, "a")).body["data"] == data  # as the backend said it
+        await service.settled()
+        assert vectors(await embed(service, ["a"])) == [vector_of("a")]
+
+
+async def test_a_list_that_reads_along_with_an_answer_without_vectors_is_the_backends_fault() -> (
+    None
+):
+    gate = Gate()
+    upstream = ScriptedUpstream(Reply((gate, *odd({"odd": 1}).steps)))
+    async with serving(upstream=upstream) as service:
+        single = asyncio.create_task(embed(service, "a"))
+        await gate.reached()
+        listed = asyncio.create_task(embed(service, ["a"]))
+        await service.readers(2)
+        gate.open()
+        assert (await single).status == 200
+        answer = await listed
+        assert (answer.status, answer.error["code"]) == (502, "backend_bad_answer")
+        assert service.upstream.calls == 1
 
 
 async def test_an_answer_says_how_much_of_it_was_stored() -> None:
