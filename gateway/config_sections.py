@@ -156,6 +156,8 @@ class Engine(Section):
     chunk_tokens: Annotated[Whole, Field(ge=16, le=8192)] = 128
     max_sequences: Annotated[Whole, Field(ge=1, le=4096)] = 32
     max_waiting: Annotated[Whole, Field(ge=0)] = 512
+    first_token_timeout: LongerThanZero | None = None
+    read_timeout: LongerThanZero = 600.0
     replicas: Annotated[Whole, Field(ge=1, le=64)] = 1
     tensor_parallel: Annotated[Whole, Field(ge=1, le=64)] = 1
 

@@ -48,13 +48,16 @@ def served(
 def _embedded(
     config: Config, session: aiohttp.ClientSession, engines: Engines, clock: Callable[[], float]
 ) -> Iterator[Served]:
-    for name in engine_names(config.engine.replicas):
+    wish = config.engine
+    limits = Timeouts(read_s=wish.read_timeout, first_token_s=wish.first_token_timeout)
+    for name in engine_names(wish.replicas):
         backend = OpenAIBackend(
             name,
             session=session,
             locate=partial(locate, engines, name),
             clock=clock,
             dialect="kvgate",
+            timeouts=limits,
         )
         yield Served(backend, (engine_model(config.engine.model),))
 

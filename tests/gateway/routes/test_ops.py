@@ -4,6 +4,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import app as app_module
+from tests.kit.scripted_upstream import ScriptedUpstream, error_reply
 from tests.kit.service import serving
 
 
@@ -21,6 +22,19 @@ async def test_it_is_not_ready_while_its_engine_is_not(monkeypatch: pytest.Monke
         assert ready.status == 503
         assert ready.body == {"status": "waiting", "waiting_for": {"engine": "loading"}}
         assert (await service.send("GET", "/healthz")).status == 200
+
+
+async def test_a_backend_that_is_down_is_named_and_is_no_reason_to_send_nobody_here() -> None:
+    failover = {"retries": 0, "breaker_failures": 1}
+    async with serving(upstream=ScriptedUpstream(error_reply(500)), failover=failover) as service:
+        await service.chat()
+        ready = await service.send("GET", "/readyz")
+        assert ready.status == 200
+        assert ready.body == {
+            "status": "degraded",
+            "waiting_for": {},
+            "backends": {"up": "down"},
+        }
 
 
 async def test_metrics_can_be_scraped() -> None:
