@@ -48,13 +48,11 @@ def spoken(dialect: Dialect, call: Call, plan: Plan, *, alone: bool) -> Json:
     body = dict(call.body)
     if call.names_model or plan.model != DEFAULT_MODEL:
         body["model"] = plan.model
-    if call.endpoint == "embeddings":
+    has_no_prompt_cache = call.endpoint == "embeddings"
+    if has_no_prompt_cache or (dialect == "kvgate" and call.endpoint == "responses"):
         return body
-    if call.endpoint == "responses":
-        if dialect == "openai":
-            _speak_openai(body, call, plan)
-        return body
-    if dialect != "kvgate" and call.stream and plan.may_store:
+    in_chunks = call.stream and call.endpoint != "responses"
+    if dialect != "kvgate" and in_chunks and plan.may_store:
         # A stored answer must serve plain readers too, and they are owed the usage.
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
     match dialect:

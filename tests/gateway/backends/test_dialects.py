@@ -59,6 +59,16 @@ def test_isolation_is_derived_from_the_scope_whatever_the_client_sends(
     assert "acme" not in own
 
 
+@pytest.mark.parametrize(("dialect", "name"), {**ISOLATES, "llamacpp": "cache_prompt"}.items())
+def test_a_response_is_isolated_as_a_chat_is(dialect: Dialect, name: str) -> None:
+    claimed: dict[str, Any] = {name: "mine"}
+    for principal in (ALICE, BOB):
+        call, plan = asked(endpoint="responses", input="Hi", principal=principal, **claimed)
+        body = spoken(dialect, call, plan, alone=False)
+        assert body[name] == said(dialect, principal=principal, alone=False)[name]
+        assert "stream_options" not in body
+
+
 def test_a_server_without_salts_reuses_nothing_where_tenants_meet() -> None:
     assert said("llamacpp")["cache_prompt"] is True
     assert said("llamacpp", cache_prompt=True, alone=False)["cache_prompt"] is False
