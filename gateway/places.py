@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.config import Config
 from gateway.flights import Tasks
 from gateway.leading import Leading
-from gateway.store.base import Store
+from gateway.store.base import Store, StoreError
 from gateway.store.disk import default_folder
 from gateway.store.disk_place import DiskPlace
 from gateway.store.memory import MemoryStore
@@ -80,7 +80,7 @@ async def open_places(
             stores[tier] = disk.tier(tier, max_bytes=rule.max_bytes, shares=shares)
         else:
             stores[tier] = MemoryStore(tier, max_bytes=rule.max_bytes, shares=shares)
-    tiers = Tiers(stores, several=several)
+    tiers = Tiers(stores, several=several, tasks=tasks)
     last = AsyncExitStack()
     if redis is not None:
         last.push_async_callback(redis.close)
@@ -143,9 +143,15 @@ class BothNews:
         self._far = far
 
     async def tell(self, topic: str, message: Mapping[str, Any]) -> None:
-        """The near ones first: they hear even when the server of the far ones is down."""
-        await self._near.tell(topic, message)
-        await self._far.tell(topic, message)
+        """Both are told, also when one of them fails. Raises: StoreError, the first one's."""
+        failed: StoreError | None = None
+        for news in (self._near, self._far):
+            try:
+                await news.tell(topic, message)
+            except StoreError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def listen(self, topic: str, listener: Listener) -> None:
         """Have ``listener`` called for what either brings."""

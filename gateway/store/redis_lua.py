@@ -150,7 +150,13 @@ for _, key in ipairs(keys) do
   if redis.call('EXISTS', P..'e:'..key) == 0 then
     drop(key)
   else
-    table.insert(found, cmsgpack.unpack(redis.call('HGET', P..'m', key))[6])
+    local packed = redis.call('HGET', P..'m', key)
+    if packed then
+      table.insert(found, cmsgpack.unpack(packed)[6])
+    else  -- an entry without a record, which no invalidation could judge: a miss
+      redis.call('DEL', P..'e:'..key)
+      if #ARGV > 1 then redis.call('ZREM', P..'i:'..ARGV[1], key) end
+    end
   end
 end
 return with_totals(found)

@@ -28,9 +28,12 @@ KEPT: Final = 256
 """Messages of a topic that are kept for those who were away."""
 PATIENCE_S: Final = 1.0
 RETRY_S: Final = 0.25
+SILENCE_S: Final = 3.0
+"""Who has heard nothing for so long asks the server for an answer, and listens anew without one."""
 
+# An invalidation must also get through when the server is full.
 TELL: Final = Script.of(
-    """
+    """#!lua flags=allow-oom
 local counter = KEYS[1]..':number'
 if redis.call('EXISTS', counter) == 0 then
   local now = redis.call('TIME')
@@ -57,6 +60,7 @@ class RedisNews:
         tasks: Tasks,
         namespace: str = "kvgate",
         patience_s: float = PATIENCE_S,
+        silence_s: float = SILENCE_S,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._client = client
@@ -65,6 +69,7 @@ class RedisNews:
         self._prefix = f"{namespace}:news:".encode()
         self._answers = f"{namespace}:heard:{token}".encode()
         self._patience_s = patience_s
+        self._silence_s = silence_s
         self._sleep = sleep
         self._listeners: defaultdict[bytes, list[Listener]] = defaultdict(list)
         self._last: dict[bytes, int] = {}  # the number of the last message heard, by channel
@@ -131,11 +136,20 @@ class RedisNews:
         for channel in self._listeners:
             await self._catch_up(channel)
         self.subscribed.set()
+        asked = False
         # Before Python 3.12 asyncio.wait_for, which the client uses, can lose a cancellation.
         while not self._ended():
             with failing_as_store():
-                message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
+                message = await pubsub.get_message(timeout=self._silence_s)
+                if message is None and not asked:
+                    await pubsub.ping()
             if message is None:
+                if asked:
+                    raise StoreError("redis: the connection that listens is dead")
+                asked = True
+                continue
+            asked = False
+            if message["type"] != "message":
                 continue
             channel, data = message["channel"], message["data"]
             if channel == self._answers:

@@ -106,14 +106,17 @@ async def test_a_folder_that_cannot_be_made_fails_the_store_and_not_the_start(
 
 
 class Heard:
-    """News that are noted."""
+    """News that are noted; with ``error`` they fail after that."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: str | None = None) -> None:
+        self.error = error
         self.told: list[str] = []
         self.listens: list[str] = []
 
     async def tell(self, topic: str, message: Mapping[str, Any]) -> None:
         self.told.append(topic)
+        if self.error is not None:
+            raise StoreError(self.error)
 
     def listen(self, topic: str, listener: Listener) -> None:
         self.listens.append(topic)
@@ -133,3 +136,13 @@ async def test_workers_beside_us_and_gateways_elsewhere_are_told() -> None:
     places = await opened(Config.model_validate(wishes), near)
     assert isinstance(places.news, BothNews)
     await places.close()
+
+
+@pytest.mark.parametrize(("near", "far"), [("first", None), (None, "first"), ("first", "second")])
+async def test_those_elsewhere_are_told_also_when_one_beside_us_does_not_hear(
+    near: str | None, far: str | None
+) -> None:
+    beside, elsewhere = Heard(near), Heard(far)
+    with pytest.raises(StoreError, match="first"):
+        await BothNews(beside, elsewhere).tell("clear", {})
+    assert beside.told == elsewhere.told == ["clear"]

@@ -1,4 +1,4 @@
-"""A TCP port in front of a server's socket, whose answers can be held back. No clock is involved."""
+"""A TCP port in front of a server's socket, whose answers can be held back, or lost. Without a clock."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,6 +18,8 @@ class SlowWire:
         self._flowing.set()
         self._changed = asyncio.Condition()
         self._server: asyncio.Server | None = None
+        self._lines = 0
+        self._dead = 0
         self.url = ""
         self.asked = 0
         """Pieces that came from clients: one per command or pipeline, as these are sent at once."""
@@ -44,6 +46,10 @@ class SlowWire:
         """Pass them on, and all that follow."""
         self._flowing.set()
 
+    def go_dead(self) -> None:
+        """Lose all that comes for the connections that are open now; they stay open. New ones work."""
+        self._dead = self._lines
+
     async def holding(self, count: int) -> None:
         """Wait until ``count`` answers are held back."""
         async with self._changed:
@@ -55,8 +61,9 @@ class SlowWire:
         except OSError:
             writer.close()
             return
+        self._lines += 1
         self._tasks.start(self._up(reader, up_writer), name="up")
-        self._tasks.start(self._down(up_reader, writer), name="down")
+        self._tasks.start(self._down(up_reader, writer, self._lines), name="down")
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -68,13 +75,17 @@ class SlowWire:
         finally:
             writer.close()
 
-    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _down(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: int
+    ) -> None:
         try:
             with suppress(OSError):
                 while data := await reader.read(2**16):
                     await self._hold(1)
                     await self._flowing.wait()
                     await self._hold(-1)
+                    if line <= self._dead:
+                        continue
                     writer.write(data)
                     await writer.drain()
         finally:

@@ -288,6 +288,25 @@ async def test_a_server_that_lost_everything_starts_from_nothing(make: Make, cli
     assert store.fill().entries == 2
 
 
+async def test_an_entry_whose_record_is_lost_goes_and_stops_no_invalidation(
+    make: Make, client: Redis
+) -> None:
+    store = make()
+    for name in "abc":
+        await store.put(entry_of(name, tags=("x",)), now=NOW)
+    await client.hdel(prefix_of(store) + b"m", key_of("a"))
+    assert await store.scan(Selector("t", key=key_of("a")), after=None, limit=1) == []
+    assert await store.get(key_of("a"), now=NOW) is None
+    await client.hdel(prefix_of(store) + b"m", key_of("b"))
+    gone = await store.remove(Selector("t", tag="x"))
+    assert [meta.key for meta in gone] == [key_of("c")]
+    for name in "abc":
+        assert await store.get(key_of(name), now=NOW) is None
+    assert await store.scan(Selector("t", tag="x"), after=None, limit=9) == []
+    indexes = [key async for key in client.scan_iter(prefix_of(store) + b"i:*")]
+    assert not [key for key in indexes if await client.zscore(key, key_of("b"))]
+
+
 async def test_more_entries_than_a_page_are_found_and_removed(make: Make, client: Redis) -> None:
     store = make(100 * MIB)
     count = PAGE + 3

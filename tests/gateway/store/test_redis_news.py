@@ -2,19 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
 from structlog.testing import capture_logs
 
 from gateway.flights import Tasks
 from gateway.store.base import StoreError
 from gateway.store.redis_client import connect
-from gateway.store.redis_news import KEPT, RedisNews
+from gateway.store.redis_news import KEPT, SILENCE_S, RedisNews
 from gateway.store.sharing import MISSED
 from tests.kit import redis_server
+from tests.kit.slow_wire import slow_wire
 
 
 class Ear:
@@ -49,12 +51,18 @@ async def at_once(_: float) -> None:
 
 @asynccontextmanager
 async def gateway(
-    url: str, place: str, name: str, *, patience_s: float = 30
+    url: str, place: str, name: str, *, patience_s: float = 30, silence_s: float = SILENCE_S
 ) -> AsyncIterator[tuple[RedisNews, Ear, Redis]]:
     """One gateway that listens."""
     client, tasks, ear = connect(url, limit_s=10), Tasks(), Ear()
     news = RedisNews(
-        client, token=name, tasks=tasks, namespace=place, patience_s=patience_s, sleep=at_once
+        client,
+        token=name,
+        tasks=tasks,
+        namespace=place,
+        patience_s=patience_s,
+        silence_s=silence_s,
+        sleep=at_once,
     )
     news.listen("topic", ear.hear)
     news.listen(MISSED, ear.miss)
@@ -173,6 +181,65 @@ async def test_one_who_was_away_for_too_long_is_told_that_he_missed_something() 
         await a.tell("topic", {"n": 1})
         assert at_b.heard[-1] == {"n": 1}
         assert at_b.gaps == 1
+
+
+async def test_what_was_told_into_a_dead_connection_is_heard_on_the_next() -> None:
+    server, place = redis_server.shared(), redis_server.namespace()
+    async with (
+        slow_wire(server.socket) as wire,
+        gateway(server.url, place, "a", patience_s=0.01) as (a, _, _),
+        gateway(wire.url, place, "b", silence_s=0.2) as (_, at_b, of_b),
+    ):
+        await a.tell("topic", {"n": 0})
+        await of_b.connection_pool.disconnect(inuse_connections=False)  # only the listener is left
+        wire.go_dead()
+        await a.tell("topic", {"n": 1})
+        assert at_b.heard == [{"n": 0}]
+        async with asyncio.timeout(20):
+            await at_b.until(lambda: at_b.heard == [{"n": 0}, {"n": 1}])
+        assert at_b.gaps == 0
+
+
+class Line:
+    """A subscription that says what the test wants; None is a silence."""
+
+    def __init__(self, *said: str | None) -> None:
+        self._said = iter(said)
+        self.pings = 0
+
+    async def subscribe(self, *_: bytes) -> None:
+        pass
+
+    async def get_message(self, *, timeout: float | None) -> Mapping[str, Any] | None:
+        assert timeout is not None, "else nobody notices that it is dead"
+        said = next(self._said)
+        return {"type": said, "channel": None, "data": b""} if said else None
+
+    async def ping(self) -> None:
+        self.pings += 1
+
+
+async def test_a_line_that_is_only_quiet_is_kept_and_one_that_does_not_answer_is_given_up() -> None:
+    place = redis_server.namespace()
+    async with gateway(redis_server.shared().url, place, "a") as (a, _, _):
+        line = Line(*["subscribe"] * 3, None, "pong", None, "subscribe", None, None)
+        with pytest.raises(StoreError, match="dead"):
+            await a._follow(line)  # type: ignore[arg-type]
+        assert line.pings == 3
+
+
+async def test_what_is_told_by_a_full_server_is_heard_and_kept() -> None:
+    with redis_server.running("--maxmemory", "3mb", "--maxmemory-policy", "noeviction") as server:
+        async with (
+            gateway(server.url, "p", "a") as (a, _, client),
+            gateway(server.url, "p", "b") as (_, at_b, _),
+        ):
+            with suppress(OutOfMemoryError):
+                while True:
+                    await client.append("fill", b"x" * 10_000)
+            await a.tell("topic", {"n": 1})
+            assert at_b.heard == [{"n": 1}]
+            assert await client.llen("p:news:topic:kept") == 1
 
 
 async def test_a_server_that_lost_everything_leaves_a_gap_and_then_works_again() -> None:
