@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
+import orjson
 from aiohttp import web
 
 from gateway.auth import Authenticator
 from gateway.backends.base import Backend
 from gateway.errors import BackendFault, ClientFault, GatewayError
 from gateway.router import Router
-from gateway.routes.shape import body_of, json_response
+from gateway.routes.shape import body_of, json_response, object_of
 
 OWNER: Final = "kvgate"
 
@@ -66,7 +67,8 @@ class Models:
     ) -> web.StreamResponse:
         if {".", "..", ""} & set(unquote(path.partition("?")[0]).split("/")[1:]):
             raise ClientFault("No such route.", code="unknown_url", status=404)
-        answer = await backend.forward(request.method, path, await body_of(request))
+        raw = _without_ours(await body_of(request))
+        answer = await backend.forward(request.method, path, raw)
         if answer.status in {401, 403}:
             # The operator's key was refused, and the answer may quote it.
             raise BackendFault(f"{backend.name} refused the request", code="backend_refused")
@@ -81,6 +83,18 @@ class Models:
     def _card(self, name: str, served_as: str) -> Mapping[str, Any]:
         card = {"id": name, "object": "model", "created": self._started_s, "owned_by": OWNER}
         return card if name == served_as else {**card, "parent": served_as}
+
+
+def _without_ours(raw: bytes) -> bytes:
+    """The body as it came, or less what is for us alone. Raises: ClientFault 400."""
+    if b'"kv_cache"' not in raw:
+        return raw
+    body = object_of(raw)
+    body.pop("kv_cache", None)
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise ClientFault("The body is nested too deep.", code="invalid_value") from error
 
 
 async def _models_of(backend: Backend) -> list[dict[str, Any]]:

@@ -95,6 +95,27 @@ async def test_stored_completions_are_passed_on() -> None:
         assert service.upstream.seen[2].body == {"metadata": {"a": "b"}}
 
 
+@pytest.mark.parametrize("path", ["/responses/input_tokens", "/responses/compact"])
+async def test_what_is_passed_on_arrives_as_it_came_but_for_our_words(path: str) -> None:
+    plain = b'{"model": "m",  "input": [1.0, "kv"]}'
+    ours = b'{"input": "kv_cache", "kv_cache": {"enabled": true}, "model": "m"}'
+    spoken = {"X-Cache-Tags": "t"}
+    async with serving(models=("*",)) as service:
+        for raw in (plain, ours):
+            assert (await service.send("POST", f"/v1{path}", raw, headers=spoken)).status == 200
+        first, second = service.upstream.seen
+        assert first.raw == plain
+        assert second.raw == b'{"input":"kv_cache","model":"m"}'
+        assert second.path == f"/v1{path}"
+        assert not [name for name in second.headers if name.lower().startswith("x-cache")]
+        assert second.headers["Authorization"] == "Bearer sk-operator-secret"
+
+        deep = b'{"kv_cache": 1, "input": ' + b"[" * 500 + b"]" * 500 + b"}"
+        for raw in (deep, b'["kv_cache"]', b'{"kv_cache"'):
+            assert (await service.send("POST", f"/v1{path}", raw)).status == 400
+        assert service.upstream.calls == 2
+
+
 async def test_where_no_backend_could_have_them_there_are_none() -> None:
     async with serving() as service:
         answer = await service.send("GET", "/v1/chat/completions/c-1")
