@@ -163,3 +163,25 @@ async def test_a_peer_without_salts_reuses_nothing_where_two_tenants_ask(peer: s
             assert answer.headers["X-Cache-Level"] == "none"
             assert hit_tokens(answer.body["usage"]) == 0
     assert [seen.body["cache_prompt"] for seen in tap.seen] == [False, False]
+
+
+async def test_its_responses_are_kept_too_plain_and_as_events(peer: str) -> None:
+    async with before(peer) as (service, tap):
+        body: dict[str, Any] = {
+            "model": MODEL,
+            "instructions": f"About hills. {RULES}",
+            "input": "Name a hill.",
+            "max_output_tokens": 64,
+            "temperature": 0,
+            "kv_cache": CACHED,
+        }
+        first = await service.send("POST", "/v1/responses", body, key=CLIENTS_KEY)
+        assert (first.status, first.body["status"]) == (200, "completed"), first.raw
+        again = await service.send("POST", "/v1/responses", body, key=CLIENTS_KEY)
+        assert again.headers["X-Cache-Level"] == "response"
+        assert again.body["output"] == first.body["output"]
+        events = await service.send("POST", "/v1/responses", {**body, "stream": True})
+        assert b"response.completed" in events.raw
+        assert len(tap.seen) == 1
+        assert "kv_cache" not in tap.seen[0].body
+        assert tap.seen[0].body["cache_prompt"] is True
