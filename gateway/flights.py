@@ -3,7 +3,8 @@
 The work belongs to the flight, not to the first caller. All callers are readers of one
 buffer: a late reader starts from the first piece, a reader leaving only decrements a count,
 and when nobody reads any more the work is cancelled (unless it was asked to finish). An
-error reaches all readers and leaves the key free.
+error reaches all readers and leaves the key free. Work that may still wait behind more urgent
+work can give way to a flight of the same key: its readers are told to look for that one.
 
 ``Flights`` does no IO and knows nothing of HTTP.
 """
@@ -14,9 +15,12 @@ from contextlib import aclosing
 from typing import Any, Final, Self
 
 from gateway.chunks import Chunk, Opening, Piece, Whole
+from policies.outcome import Elsewhere
+from policies.plan import Lane
 
 Work = Callable[[], AsyncGenerator[Piece, None]]
 
+URGENCY: Final[tuple[Lane, ...]] = ("interactive", "batch", "warm")
 MAX_LANDED: Final = 1024
 """Landings remembered: more than happen while one look-up is on its way."""
 
@@ -61,13 +65,15 @@ class Flight:
         "ended",
         "error",
         "finish_alone",
+        "lane",
         "pieces",
         "readers",
         "settled",
         "task",
     )
 
-    def __init__(self, *, finish_alone: bool) -> None:
+    def __init__(self, *, finish_alone: bool, lane: Lane) -> None:
+        self.lane = lane
         self.pieces: list[Piece] = []
         self.readers = 0
         self.finish_alone = finish_alone
@@ -115,6 +121,17 @@ class Flight:
             self.abandoned = True
             if self.task is not None:
                 self.task.cancel()
+
+    def gives_way(self, lane: Lane) -> bool:
+        """Make room for a flight in ``lane``, if that is more urgent and nothing is here yet."""
+        behind = URGENCY.index(self.lane) > URGENCY.index(lane)
+        if not behind or self.pieces or self.error is not None or self.task is None:
+            return False
+        self.pieces.append(Elsewhere())
+        self.settled = True
+        self.wake()
+        self.task.cancel()
+        return True
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "flying"
@@ -193,13 +210,20 @@ class Flights:
         """
         return self._landed.get(key, 0) > mark
 
-    def start(self, key: bytes | None, work: Work, *, finish_alone: bool = False) -> Flight:
+    def start(
+        self,
+        key: bytes | None,
+        work: Work,
+        *,
+        finish_alone: bool = False,
+        lane: Lane = "interactive",
+    ) -> Flight:
         """Start ``work``. With a key others may find it until it has ended.
 
         The work may go on after its last piece (to store the answer): the key stays taken
         until then, so that nobody starts the same work in between.
         """
-        flight = Flight(finish_alone=finish_alone)
+        flight = Flight(finish_alone=finish_alone, lane=lane)
         if key is not None:
             self._by_key[key] = flight
 

@@ -219,17 +219,23 @@ class Pipeline:
     def board(self, call: Call, plan: Plan, backend: Computes, *, led: bool = True) -> Boarded:
         """Read along with the flight that computes this, or start it.
 
+        A less urgent flight that has nothing yet gives way, for it may wait behind a whole queue.
         ``led``: it is not started while another process computes the same.
         """
         shared = plan.may_read and plan.may_store
         flight = self._flights.find(plan.key) if shared else None
+        finish_alone = plan.preload
+        if flight is not None and flight.gives_way(plan.lane):
+            # Not led: the lease is still being given back.
+            finish_alone, led, flight = finish_alone or flight.finish_alone, False, None
         collapsed = flight is not None
         if flight is None:
             flight = self._flights.start(
                 plan.key if shared else None,
                 lambda: self._work(call, plan, backend, led=led),
+                lane=plan.lane,
             )
-        flight.finish_alone |= plan.preload
+        flight.finish_alone |= finish_alone
         return Boarded(flight, flight.read(), collapsed)
 
     async def opened(self, boarded: Boarded, missed: Missed, backend: Computes) -> Answer | None:
@@ -273,7 +279,10 @@ class Pipeline:
         # A refusal must not take the place of the good answer that is being renewed.
         renewal = replace(plan, may_read=False, lane="warm" if plan.preload else "batch")
         flight = self._flights.start(
-            plan.key, lambda: self._work(call, renewal, backend, renews=True), finish_alone=True
+            plan.key,
+            lambda: self._work(call, renewal, backend, renews=True),
+            finish_alone=True,
+            lane=renewal.lane,
         )
         assert flight.task is not None  # it was started
         self._renewals += 1

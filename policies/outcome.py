@@ -61,7 +61,7 @@ class Abandoned:
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """Another process computed it meanwhile: the answer is in the store."""
+    """Another process, or a more urgent flight, computes it: look again for the answer."""
 
 
 Ending = Completed | Failed | Abandoned | Elsewhere

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.chunks import Piece
 from gateway.flights import Flight, FlightBroken, FlightCancelled, Flights, Reader, Tasks, Work
+from policies.outcome import Elsewhere
 from tests.kit.scripted_backend import Gate, completed, delta, failed, opening
 
 KEY = b"k"
@@ -258,6 +259,37 @@ async def test_an_error_in_the_clean_up_of_the_work_reaches_the_readers() -> Non
     flight = flights().start(KEY, work)
     with pytest.raises(ValueError, match="clean-up"):
         await all_of(flight.read())
+
+
+async def test_less_urgent_work_with_nothing_yet_gives_way_and_its_readers_are_told() -> None:
+    work, in_the_air = Worked(Gate(), *PIECES), flights()
+    batch = in_the_air.start(KEY, work, lane="batch")
+    reading = asyncio.ensure_future(all_of(batch.read()))
+    await asyncio.sleep(0)
+    assert not batch.gives_way("batch")
+    assert not batch.gives_way("warm")
+    assert batch.gives_way("interactive")
+    gate = Gate()
+    urgent = in_the_air.start(KEY, Worked(gate, *PIECES))
+    assert await reading == [Elsewhere()]
+    await landed(batch)
+    assert work.cancelled
+    assert in_the_air.find(KEY) is urgent
+    gate.open()
+    assert await all_of(urgent.read()) == PIECES
+
+
+async def test_work_that_has_begun_or_failed_gives_way_to_nobody() -> None:
+    gate, in_the_air = Gate(), flights()
+    begun = in_the_air.start(KEY, Worked(opening(), gate, *PIECES[1:]), lane="warm")
+    await gate.reached()
+    assert not begun.gives_way("interactive")
+    gate.open()
+    assert await all_of(begun.read()) == PIECES
+    broken = in_the_air.start(KEY, Worked(RuntimeError("broken")), lane="warm")
+    with pytest.raises(RuntimeError):
+        await all_of(broken.read())
+    assert not broken.gives_way("interactive")
 
 
 async def test_without_a_key_nobody_else_can_find_it() -> None:

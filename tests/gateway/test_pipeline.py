@@ -8,10 +8,12 @@ import pytest
 
 from gateway.chunks import Whole
 from gateway.errors import ClientFault
+from gateway.leading import Leading
 from gateway.outcomes import with_usage
 from gateway.pipeline import Flown, Pipeline
 from gateway.store.base import Entry, Selector, Stored, StoreError
 from gateway.store.memory import MemoryStore
+from gateway.store.sharing_memory import MemoryLeases
 from policies.freshness import EntryMeta
 from policies.keys import Principal
 from policies.outcome import Outcome, Usage
@@ -225,6 +227,40 @@ async def test_a_preload_is_finished_though_its_client_leaves() -> None:
     await bench.settled()
     outcome, _ = await bench.ask(kv_cache=True)
     assert (outcome.level, bench.runs) == ("response", 1)
+
+
+BATCH = {"enabled": True, "batch_mode": True}
+
+
+@pytest.mark.parametrize("led", [False, True])
+async def test_a_person_overtakes_a_batch_and_takes_its_readers_along(led: bool) -> None:
+    gate = Gate()
+    bench = Bench([gate, *streamed_answer("Late.")], streamed_answer("Soon."))
+    if led:
+        leases = MemoryLeases(now=bench.clock.now)
+        bench.pipeline._leading = Leading(leases, bench.tasks)
+    batch = asyncio.create_task(bench.ask(kv_cache=BATCH))
+    await gate.reached()
+    outcome, body = await bench.ask()
+    assert (text_of(body), outcome.collapsed) == ("Soon.", False)
+    assert text_of((await batch)[1]) == "Soon."
+    assert [run.plan.lane for run in bench.backend.runs] == ["batch", "interactive"]
+    assert bench.backend.runs[0].cancelled
+
+
+async def test_what_a_batch_wanted_finished_is_finished_by_who_overtook_it() -> None:
+    gates = Gate(), Gate()
+    bench = Bench([gates[0]], [gates[1], *streamed_answer("Soon.")])
+    batch = asyncio.create_task(bench.ask(kv_cache={**BATCH, "preload": True}))
+    await gates[0].reached()
+    person = asyncio.create_task(bench.ask())
+    await gates[1].reached()
+    for client in (batch, person):
+        client.cancel()
+    gates[1].open()
+    await bench.settled()
+    outcome, _ = await bench.ask()
+    assert (outcome.level, bench.runs) == ("response", 2)
 
 
 async def test_a_client_that_leaves_while_waiting_for_the_opening_ends_the_run() -> None:

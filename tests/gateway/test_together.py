@@ -108,6 +108,18 @@ async def test_a_single_input_reads_along_with_a_list_and_a_list_with_it() -> No
         assert asked(service) == [["a", "b"], "c"]
 
 
+async def test_a_persons_input_does_not_wait_for_the_batch_that_it_is_in() -> None:
+    gate = Gate()
+    replies = behind(gate, ["a", "b"]), json_reply(embeddings_body({"model": "m", "input": "b"}))
+    async with serving(upstream=ScriptedUpstream(*replies)) as service:
+        listed = embedding(service, ["a", "b"], batch_mode=True)
+        await gate.reached()
+        assert vectors(await embed(service, "b")) == expected("b")
+        gate.open()
+        assert vectors(await listed) == expected("ab")
+        assert asked(service) == [["a", "b"], "b"]
+
+
 async def left(task: "asyncio.Task[Answer]") -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

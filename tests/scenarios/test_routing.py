@@ -88,7 +88,7 @@ async def test_both_stand_in_the_statistics() -> None:
 
 
 @asynccontextmanager
-async def crowded(gate: Gate) -> AsyncIterator[Service]:
+async def crowded(gate: Gate, *, max_waiting: int = 1) -> AsyncIterator[Service]:
     """A gateway before an upstream that takes one call at once; one may wait of each tenant."""
     upstream = ScriptedUpstream()
 
@@ -98,7 +98,9 @@ async def crowded(gate: Gate) -> AsyncIterator[Service]:
 
     upstream.otherwise = gated
     tenants = [{"name": name, "api_keys": [key]} for name, key in KEYS.items()]
-    async with serving(upstream=upstream, max_concurrency=1, max_waiting=1, tenants=tenants) as it:
+    async with serving(
+        upstream=upstream, max_concurrency=1, max_waiting=max_waiting, tenants=tenants
+    ) as it:
         yield it
 
 
@@ -110,9 +112,10 @@ async def waiting(service: Service, count: int) -> None:
         await asyncio.sleep(0)
 
 
-def ask(service: Service, text: str, tenant: str = "acme") -> "asyncio.Task[Answer]":
+def ask(service: Service, text: str, tenant: str = "acme", **wish: Any) -> "asyncio.Task[Answer]":
     messages = [{"role": "user", "content": text}]
-    return asyncio.create_task(service.chat(messages=messages, key=KEYS[tenant]))
+    kv_cache = {"enabled": True, **wish} if wish else None
+    return asyncio.create_task(service.chat(kv_cache, messages=messages, key=KEYS[tenant]))
 
 
 async def test_over_the_bound_a_tenant_is_told_to_come_back_and_another_is_not() -> None:
@@ -131,6 +134,25 @@ async def test_over_the_bound_a_tenant_is_told_to_come_back_and_another_is_not()
         gate.open()
         assert [(await task).status for task in tasks] == [200, 200, 200]
         assert service.upstream.calls == 3
+
+
+async def test_a_person_who_asks_what_a_batch_waits_for_does_not_wait_behind_the_batch() -> None:
+    gate = Gate()
+    async with crowded(gate, max_waiting=9) as service:
+        first = ask(service, "computed")
+        await service.upstream.called(1)
+        batch = [ask(service, f"batch {n}", batch_mode=True) for n in range(3)]
+        await waiting(service, 3)
+        joined = ask(service, "batch 2", batch_mode=False)
+        await service.readers(4)
+        await waiting(service, 3)  # its place is asked for once, in the more urgent lane
+        gate.open()
+        told = await asyncio.gather(first, joined, *batch)
+        assert {answer.status for answer in told} == {200}
+        order = [seen.body["messages"][-1]["content"] for seen in service.upstream.seen]
+        assert order == ["computed", "batch 2", "batch 0", "batch 1"]
+        assert told[1].headers["Cache-Status"].count("collapsed") == 0
+        assert "collapsed" in told[-1].headers["Cache-Status"]
 
 
 async def test_a_client_that_goes_away_while_it_waits_leaves_its_place() -> None:
