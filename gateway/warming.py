@@ -12,6 +12,7 @@ the job up and skips what is fresh already. Who cancels takes the mark away.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Final, Literal, TypeVar
 
@@ -90,6 +91,7 @@ class WarmJobs:
         self._sleep = sleep
         self._new_id = new_id
         self._running: dict[tuple[str, str], _Running] = {}
+        self._beginning: set[tuple[str, str]] = set()
         self._closing = False
 
     async def submit(self, principal: Principal, items: Sequence[Item]) -> Job:
@@ -111,22 +113,24 @@ class WarmJobs:
                 retry_after_s=10.0,
             )
         job = Job(f"warm-{self._new_id()}", principal, self._now(), items)
-        await self._leases.take(_lease(principal.tenant, job.id), ttl_s=LEASE_S)
-        await self._write(job)
-        self._launch(job)
+        with self._beginning_of(principal.tenant, job.id):
+            await self._leases.take(_lease(principal.tenant, job.id), ttl_s=LEASE_S)
+            await self._write(job)
+            self._launch(job)
         await self._forget_old(principal.tenant)
         return job
 
     async def begin(self, name: str, principal: Principal, items: Sequence[Item]) -> Job | None:
         """A job under a name of its own, anew each time; None where another process has it."""
         tenant = principal.tenant
-        if (tenant, name) in self._running:
+        if self._has(tenant, name):
             return None
-        if not await self._leases.take(_lease(tenant, name), ttl_s=LEASE_S):
-            return None
-        job = Job(name, principal, self._now(), items)
-        await self._write(job)
-        self._launch(job)
+        with self._beginning_of(tenant, name):
+            if not await self._leases.take(_lease(tenant, name), ttl_s=LEASE_S):
+                return None
+            job = Job(name, principal, self._now(), items)
+            await self._write(job)
+            self._launch(job)
         return job
 
     async def find(self, tenant: str, name: str) -> Job | None:
@@ -192,11 +196,24 @@ class WarmJobs:
         while True:
             try:
                 for tenant, name in await self._records.names(OPEN, None):
-                    if (tenant, name) not in self._running:
-                        await self._take_up(tenant, name)
+                    if not self._has(tenant, name):
+                        with self._beginning_of(tenant, name):
+                            await self._take_up(tenant, name)
             except StoreError as error:
                 _log.warning("warm jobs not looked at", reason=str(error)[:200])
             await self._sleep(SWEEP_S)
+
+    def _has(self, tenant: str, name: str) -> bool:
+        return (tenant, name) in self._running or (tenant, name) in self._beginning
+
+    @contextmanager
+    def _beginning_of(self, tenant: str, name: str) -> Iterator[None]:
+        """Until the job runs, nobody else here begins it: the lease keeps out other processes only."""
+        self._beginning.add((tenant, name))
+        try:
+            yield
+        finally:
+            self._beginning.discard((tenant, name))
 
     async def _take_up(self, tenant: str, name: str) -> None:
         if not await self._leases.take(_lease(tenant, name), ttl_s=LEASE_S):

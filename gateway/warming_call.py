@@ -141,20 +141,30 @@ class Warming:
         try:
             page = await self._store.scan(Selector(None, key=plan.key), after=None, limit=1)
         except StoreError:
-            return None
+            return await self._read_meta(plan)
         return page[0] if page else None
+
+    async def _read_meta(self, plan: Plan) -> EntryMeta | None:
+        """A list needs every tier, a look-up only the one that has it. It counts as a use."""
+        try:
+            entry = await self._store.get(plan.key, now=self._now())
+        except StoreError:
+            return None
+        return entry.meta if entry is not None else None
 
     async def warm(self, item: Item, principal: Principal) -> Warmed:
         """Compute and store it, unless it is fresh. Never raises but for cancellation."""
         try:
             asked = await self.understand(item, principal)
+            return await self.renew(asked, fresh_too=False)
         except RequestError as error:
             return _failed(None, from_request_error(error))
         except StoreError:
             return Warmed("failed", code="store_unavailable", message="the store does not answer")
         except GatewayError as error:
             return _failed(None, error)
-        return await self.renew(asked, fresh_too=False)
+        except Exception:  # noqa: BLE001 - a job that it ended would be taken up again for ever
+            return _defect(None)
 
     async def renew(self, asked: Asked, *, fresh_too: bool = True) -> Warmed:
         """Compute and store it; with ``fresh_too`` also in place of a fresh answer."""
@@ -184,10 +194,7 @@ class Warming:
             except (FlightCancelled, FlightBroken):
                 return Warmed("failed", plan.public_key, code="broken_off", message="broken off")
             except Exception:  # noqa: BLE001 - one question must not end the others
-                _log.exception("defect while warming")
-                return Warmed(
-                    "failed", plan.public_key, code="internal_error", message="see the log"
-                )
+                return _defect(plan)
             else:
                 return warmed
 
@@ -241,3 +248,10 @@ class Warming:
 def _failed(plan: Plan | None, error: GatewayError) -> Warmed:
     key = plan.public_key if plan is not None else None
     return Warmed("failed", key, code=error.code, message=error.message[:500])
+
+
+def _defect(plan: Plan | None) -> Warmed:
+    """Call it where the exception is handled: the log gets its traceback."""
+    _log.exception("defect while warming")
+    key = plan.public_key if plan is not None else None
+    return Warmed("failed", key, code="internal_error", message="see the log")

@@ -5,9 +5,19 @@ from typing import Any
 
 import pytest
 
+from gateway.contexts import Fitted
 from gateway.errors import ClientFault
 from gateway.store.base import StoreError
-from gateway.warming import BEAT_S, KEPT_JOBS, LEASE_S, MAX_UNFINISHED, SWEEP_S, in_parallel
+from gateway.warming import (
+    BEAT_S,
+    KEPT_JOBS,
+    LEASE_S,
+    MAX_UNFINISHED,
+    STATE,
+    SWEEP_S,
+    WISH,
+    in_parallel,
+)
 from gateway.warming import OPEN as MARK
 from gateway.warming_job import Job
 from policies.call import RequestError
@@ -144,6 +154,94 @@ async def test_a_job_whose_process_died_is_taken_up_when_its_lease_has_ended() -
         assert it.runs == 0
         await it.timer.go_on(LEASE_S + SWEEP_S)
         assert it.runs == 1
+
+
+@pytest.mark.parametrize("kind", [MARK, WISH, STATE])
+@pytest.mark.parametrize("name", [None, "start-faq"])
+async def test_a_job_that_begins_here_is_not_begun_a_second_time_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, kind: str, name: str | None
+) -> None:
+    async with kitchen() as it:
+        write, written, goes_on = it.records.write, asyncio.Event(), asyncio.Event()
+
+        async def slow(of: str, *rest: Any) -> None:
+            await write(of, *rest)
+            if of == kind:
+                written.set()
+                await goes_on.wait()
+
+        monkeypatch.setattr(it.records, "write", slow)
+        submitting = asyncio.ensure_future(
+            it.jobs.submit(OPEN, items("One?"))
+            if name is None
+            else it.jobs.begin(name, OPEN, items("One?"))
+        )
+        await written.wait()
+        it.tasks.start(it.jobs.sweep(), name="sweep")
+        await turns()
+        assert it.runs == 0
+        assert len(await it.records.names(MARK, None)) == 1
+        if name is not None:
+            assert await it.jobs.begin(name, OPEN, items("One?")) is None
+        goes_on.set()
+        job = await submitting
+        assert job is not None
+        assert await it.jobs.find("default", job.id) is job
+        assert (await ended(it, job))["status"] == "done"
+        assert it.runs == 1
+
+
+async def test_a_job_that_is_being_taken_up_is_not_begun_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with kitchen() as it:
+        await it.jobs._write(Job("start-faq", OPEN, it.timer.now(), items("One?")))
+        read, goes_on = it.records.read, asyncio.Event()
+
+        async def slow(*what: str) -> bytes | None:
+            await goes_on.wait()
+            return await read(*what)
+
+        monkeypatch.setattr(it.records, "read", slow)
+        it.tasks.start(it.jobs.sweep(), name="sweep")
+        await turns()
+        assert await it.jobs.begin("start-faq", OPEN, items("One?")) is None
+        goes_on.set()
+        await turns()
+        assert it.runs == 1
+
+
+async def test_a_job_that_cannot_be_written_may_be_begun_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with kitchen() as it:
+
+        async def down(*_: Any) -> None:
+            raise StoreError("down")
+
+        with monkeypatch.context() as for_now:
+            for_now.setattr(it.records, "write", down)
+            with pytest.raises(StoreError):
+                await it.jobs.begin("start-faq", OPEN, items("One?"))
+        assert await it.jobs.begin("start-faq", OPEN, items("One?")) is not None
+
+
+async def test_a_defect_in_a_question_does_not_have_the_job_taken_up_for_ever() -> None:
+    async with kitchen() as it:
+        asked = 0
+
+        async def broken(*_: Any) -> Fitted:
+            nonlocal asked
+            asked += 1
+            raise ValueError("oops")
+
+        it.warming._fit = broken
+        it.tasks.start(it.jobs.sweep(), name="sweep")
+        job = await it.jobs.submit(OPEN, items("One?", "Two?"))
+        await it.timer.go_on(20 * SWEEP_S)
+        assert stands(await ended(it, job)) == ["failed", "failed"]
+        assert await it.records.names(MARK, None) == []
+        assert asked == 2
 
 
 async def test_marks_without_a_job_are_swept_away() -> None:

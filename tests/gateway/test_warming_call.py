@@ -4,8 +4,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.chunks import Whole
+from gateway.contexts import Fitted
 from gateway.errors import ClientFault
 from gateway.store.base import StoreError
 from gateway.warming_call import FIRST_PAUSE_S, STARTING, TRIES
@@ -178,6 +180,21 @@ async def test_a_defect_fails_one_question() -> None:
         assert (await it.warming.warm(item, OPEN)).code == "internal_error"
 
 
+async def test_a_defect_before_anything_is_asked_fails_one_question_and_is_in_the_log() -> None:
+    async with kitchen() as it:
+
+        async def broken(*_: Any) -> Fitted:
+            raise ValueError("oops")
+
+        it.warming._fit = broken
+        (item,) = items("What?")
+        with capture_logs() as log:
+            assert (await it.warming.warm(item, OPEN)).code == "internal_error"
+        assert [(line["event"], line["exc_info"]) for line in log] == [
+            ("defect while warming", True)
+        ]
+
+
 async def test_what_was_answered_but_not_stored_is_not_done() -> None:
     endless = body_of(choices=[{"index": 0, "message": {"content": "x"}}])
     async with kitchen(whole(), (opening(), Whole(endless), completed())) as it:
@@ -200,6 +217,22 @@ async def test_without_a_store_nothing_is_fresh_and_nothing_done(
             monkeypatch.setattr(it.store, name, down)
         (item,) = items("What?")
         assert (await it.warming.warm(item, OPEN)).code == "not_stored"
+
+
+async def test_what_lies_in_one_tier_is_done_also_when_another_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with kitchen() as it:
+
+        async def down(*_: Any, **__: Any) -> Any:
+            raise StoreError("down")
+
+        for name in ("get", "put", "scan"):
+            monkeypatch.setattr(it.store._stores["cold"], name, down)
+        hot, cold = items({"question": "?", "tier": "hot"}, {"question": "!", "tier": "cold"})
+        assert (await it.warming.warm(hot, OPEN)).status == "done"
+        assert (await it.warming.warm(hot, OPEN)).status == "skipped"
+        assert (await it.warming.warm(cold, OPEN)).code == "not_stored"
 
 
 async def test_a_question_that_cannot_be_asked_fails_alone() -> None:
