@@ -6,15 +6,19 @@ A memory tier is asked before the others, for it answers at once. Storing an ans
 older ones from every tier, so that a key never has two answers; a copy that rose out of a tier on
 disk or in Redis leaves its twin there, as other processes read that. Where several processes share a
 tier below a memory tier, what goes into memory is written through to it.
+
+An entry on its way is in no tier for a moment, where a removal would miss it: a move knows what is
+removed meanwhile, and drops again what it should not have carried.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import cachetools
 
+from gateway.flights import Tasks
 from gateway.store.base import Entry, Fill, Selector, Store, Stored, StoreError
 from policies.freshness import EntryMeta
 from policies.rules import TierName
@@ -28,10 +32,18 @@ ORDER: Final[tuple[TierName, ...]] = ("hot", "warm", "cold")
 class Tiers:
     """All tiers of one gateway. ``stores`` may leave tiers out.
 
-    ``several`` processes read the tiers that are not in memory.
+    ``several`` processes read the tiers that are not in memory. With ``tasks`` no reader waits for
+    an entry that rises, and for those that make room for it.
     """
 
-    def __init__(self, stores: Mapping[TierName, Store], *, several: bool = False) -> None:
+    def __init__(
+        self,
+        stores: Mapping[TierName, Store],
+        *,
+        several: bool = False,
+        tasks: Tasks | None = None,
+    ) -> None:
+        self._tasks = tasks
         self._several = several
         self._stores = {tier: stores[tier] for tier in ORDER if tier in stores}
         self._in_memory = {
@@ -44,7 +56,8 @@ class Tiers:
             for likely in (None, *self._stores)
         }
         self._reads: cachetools.LRUCache[bytes, int] = cachetools.LRUCache(READS_REMEMBERED)
-        self._removals = 0
+        self._removing: list[Selector] = []
+        self._moves: set[_Move] = set()
 
     async def get(self, key: bytes, *, now: float, likely: TierName | None = None) -> Entry | None:
         """The entry from the tier that has it; ``likely`` is asked first. Raises: StoreError.
@@ -54,7 +67,6 @@ class Tiers:
         """
         failed: StoreError | None = None
         old: Entry | None = None
-        removals = self._removals
         for tier in self._asked.get(likely, self._asked[None]):
             try:
                 entry = await self._stores[tier].get(key, now=now)
@@ -64,8 +76,8 @@ class Tiers:
             if entry is not None and old is None and self._may_be_replaced(entry, tier, now=now):
                 old = entry
             elif entry is not None and (old is None or entry.meta.stored_at > old.meta.stored_at):
-                if tier != "hot" and removals == self._removals:  # else it may be gone from there
-                    await self._read_below(entry, tier, now=now)
+                if tier != "hot":
+                    await self._read_below(key, tier, now=now)
                 return entry
         if old is None and failed is not None:
             raise failed
@@ -77,12 +89,14 @@ class Tiers:
         for tier in self._in_memory - {home}:
             await self._stores[tier].remove(same_key)
         self._reads.pop(entry.meta.key, None)
-        landed = await self._sink(entry, home, now=now)
-        holds = {landed.tier}
-        if self._several and home in self._in_memory:
-            shared = [name for name in self._from(home) if name not in self._in_memory]
-            if shared:
-                holds.add((await self._sunk(entry, shared[0], now=now)).tier)
+        self._note(same_key)
+        with self._moving() as move:
+            landed = await self._sink(entry, home, move, now=now)
+            holds = {landed.tier}
+            if self._several and home in self._in_memory:
+                shared = [name for name in self._from(home) if name not in self._in_memory]
+                if shared:
+                    holds.add((await self._sunk(entry, shared[0], move, now=now)).tier)
         # Last, for memory is asked first: the next reader need not wait for a slow tier's removal.
         for tier, store in self._stores.items():
             if tier not in self._in_memory and tier not in holds:
@@ -92,24 +106,24 @@ class Tiers:
 
     async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant from every tier; each key once. Raises: StoreError, after trying all."""
-        self._removals += 1
         gone: dict[bytes, EntryMeta] = {}
         failed: StoreError | None = None
-        for store in self._stores.values():
-            try:
-                gone |= {meta.key: meta for meta in await store.remove(selector)}
-            except StoreError as error:
-                failed = error
+        with self._removal(selector):
+            for store in self._stores.values():
+                try:
+                    gone |= {meta.key: meta for meta in await store.remove(selector)}
+                except StoreError as error:
+                    failed = error
         if failed is not None:
             raise failed
         return list(gone.values())
 
     async def forget(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant from this process's memory: another has dropped it from the rest."""
-        self._removals += 1
         gone: dict[bytes, EntryMeta] = {}
-        for tier in self._in_memory:
-            gone |= {meta.key: meta for meta in await self._stores[tier].remove(selector)}
+        with self._removal(selector):
+            for tier in self._in_memory:
+                gone |= {meta.key: meta for meta in await self._stores[tier].remove(selector)}
         return list(gone.values())
 
     async def scan(
@@ -135,7 +149,30 @@ class Tiers:
         past = entry.meta.stored_at + entry.meta.ttl_s <= now
         return past and self._several and tier in self._in_memory
 
-    async def _sink(self, entry: Entry, tier: TierName, *, now: float) -> "_Landed":
+    @contextmanager
+    def _removal(self, selector: Selector) -> Iterator[None]:
+        self._removing.append(selector)
+        self._note(selector)
+        try:
+            yield
+        finally:
+            self._removing.remove(selector)
+
+    @contextmanager
+    def _moving(self) -> Iterator["_Move"]:
+        """To be entered before entries are taken from where they are."""
+        move = _Move([*self._removing])
+        self._moves.add(move)
+        try:
+            yield move
+        finally:
+            self._moves.discard(move)
+
+    def _note(self, removed: Selector) -> None:
+        for move in self._moves:
+            move.removed.append(removed)
+
+    async def _sink(self, entry: Entry, tier: TierName, move: "_Move", *, now: float) -> "_Landed":
         """Keep ``entry`` in ``tier`` or the first one below that takes it; others sink for it."""
         evicted: list[EntryMeta] = []
         for lower in self._from(tier):
@@ -143,7 +180,7 @@ class Tiers:
             evicted += stored.evicted
             below = self._below(lower)
             for sinking in stored.sinking:
-                sunk = await self._sunk(sinking, below, now=now)
+                sunk = await self._sunk(sinking, below, move, now=now)
                 evicted += sunk.stored.evicted
                 if sunk.tier is None:
                     evicted.append(sinking.meta)
@@ -151,29 +188,44 @@ class Tiers:
                 return _Landed(Stored(kept=True, evicted=evicted), lower)
         return _Landed(Stored(kept=False, evicted=evicted), None)
 
-    async def _sunk(self, entry: Entry, below: TierName | None, *, now: float) -> "_Landed":
-        """Keep what a fuller tier let go, if there is a tier below and it works."""
-        if below is None:
+    async def _sunk(
+        self, entry: Entry, tier: TierName | None, move: "_Move", *, now: float
+    ) -> "_Landed":
+        """Keep what is on its way to ``tier``, if there is one, it works, and nobody removed it."""
+        if tier is None or move.missed(entry.meta):
             return _NOWHERE
         try:
-            return await self._sink(entry, below, now=now)
+            landed = await self._sink(entry, tier, move, now=now)
+            if landed.tier is not None and move.missed(entry.meta, landed.tier):
+                same_key = Selector(tenant=None, key=entry.meta.key)
+                await self._stores[landed.tier].remove(same_key)
+                return _Landed(replace(landed.stored, kept=False), None)
         except StoreError:
             return _NOWHERE
+        return landed
 
-    async def _read_below(self, entry: Entry, tier: TierName, *, now: float) -> None:
+    async def _read_below(self, key: bytes, tier: TierName, *, now: float) -> None:
         """Count a read from a lower tier; the last one that is needed takes the entry up."""
-        key = entry.meta.key
         reads = self._reads[key] = self._reads.get(key, 0) + 1
         above = self._above(tier)
         if reads < READS_TO_RISE or above is None:
             return
         self._reads.pop(key, None)
-        try:
+        rising = self._rise(key, tier, above, now=now)
+        if self._tasks is None:
+            await rising
+        else:
+            self._tasks.start(rising, name="an entry rises")
+
+    async def _rise(self, key: bytes, tier: TierName, above: TierName, *, now: float) -> None:
+        with self._moving() as move, suppress(StoreError):  # it was only for the next reader
+            # Read again: what the reader had may have been removed or replaced since.
+            entry = await self._stores[tier].get(key, now=now)
+            if entry is None:
+                return
             if tier in self._in_memory:
                 await self._stores[tier].remove(Selector(tenant=None, key=key))
-            await self._sink(entry, above, now=now)
-        except StoreError:
-            return  # the reader has its answer; moving it was only for the next one
+            await self._sunk(entry, above, move, now=now)
 
     def _from(self, tier: TierName) -> Sequence[TierName]:
         return [name for name in self._stores if ORDER.index(name) >= ORDER.index(tier)]
@@ -187,6 +239,20 @@ class Tiers:
 
     def __repr__(self) -> str:
         return f"<Tiers {', '.join(repr(store) for store in self._stores.values())}>"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Move:
+    """Entries on their way between tiers, and what is removed until they have arrived."""
+
+    removed: list[Selector]
+
+    def missed(self, meta: EntryMeta, arrived: TierName | None = None) -> bool:
+        """Whether the entry was removed, from the tier it left or the one it arrived in."""
+        if not self.removed:
+            return False
+        metas = [meta] if arrived is None else [meta, replace(meta, tier=arrived)]
+        return any(removed.matches(one) for removed in self.removed for one in metas)
 
 
 class _Landed(NamedTuple):

@@ -1,17 +1,20 @@
 """Three tiers as one place: a key has one answer, wherever it lies."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from gateway.flights import Tasks
 from gateway.store.base import Entry, Fill, Selector, Stored, StoreError
 from gateway.store.memory import MemoryStore, footprint
 from gateway.store.tiers import Tiers
 from policies.freshness import EntryMeta
 from policies.rules import TierName
 from tests.kit.entries import NOW, entry_of, key_of
+from tests.kit.timer import turns
 
 TIERS: tuple[TierName, ...] = ("hot", "warm", "cold")
 
@@ -257,3 +260,151 @@ async def test_when_the_shared_tier_fails_what_is_past_its_time_is_better_than_n
     entry = entry_of("a", tier="hot", stored_at=NOW, ttl_s=10.0)
     await hot.put(entry, now=NOW)
     assert await both.get(key_of("a"), now=NOW + 60) == entry
+
+
+class Slow(OnDisk):
+    """Begins what changes it when it is let; it can be asked what it holds at any time."""
+
+    def __init__(self, tier: str, *, max_bytes: int) -> None:
+        super().__init__(tier, max_bytes=max_bytes)
+        self.puts, self.removals = asyncio.Event(), asyncio.Event()
+        self.removals.set()
+
+    async def put(self, entry: Entry, *, now: float) -> Stored:
+        await self.puts.wait()
+        return await super().put(entry, now=now)
+
+    async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
+        await self.removals.wait()
+        return await super().remove(selector)
+
+
+async def sinking() -> tuple[Tiers, Slow, asyncio.Task[Stored]]:
+    """Two tagged entries and one that is not are on their way down, for one that needs room."""
+    hot = MemoryStore("hot", max_bytes=3 * footprint(entry_of("a", b"x" * 900, tags=("x",))))
+    cold = Slow("cold", max_bytes=100_000)
+    both = Tiers({"hot": hot, "cold": cold})
+    for name, tags in (("a", ("x",)), ("b", ("x",)), ("c", ())):
+        await hot.put(entry_of(name, b"x" * 900, tier="hot", tags=tags), now=NOW)
+    large = entry_of("d", b"x" * 3500, tier="hot", cost_s=99.0)
+    storing = asyncio.ensure_future(both.put(large, now=NOW))
+    await turns(3)
+    assert (hot.fill().entries, cold.fill().entries) == (1, 0)
+    return both, cold, storing
+
+
+async def names_in(both: Tiers) -> set[str]:
+    found = {name: await both.get(key_of(name), now=NOW) for name in "abcd"}
+    return {name for name, entry in found.items() if entry is not None}
+
+
+@pytest.mark.parametrize("how", [Tiers.remove, Tiers.forget])
+@pytest.mark.parametrize("selector", [Selector("t", tag="x"), Selector(None, tag="x", tier="hot")])
+async def test_what_is_sinking_while_a_removal_runs_does_not_come_back(
+    how: Callable[[Tiers, Selector], Any], selector: Selector
+) -> None:
+    both, cold, storing = await sinking()
+    await how(both, selector)
+    cold.puts.set()
+    assert (await storing).kept
+    assert await names_in(both) == {"c", "d"}
+    assert not both._moves
+
+
+async def test_what_is_put_into_a_tier_that_is_being_emptied_is_dropped_again() -> None:
+    both, cold, storing = await sinking()
+    await both.remove(Selector(None, tier="cold"))
+    cold.puts.set()
+    await storing
+    assert await names_in(both) == {"d"}
+
+
+async def test_a_removal_that_fails_still_stops_what_is_sinking() -> None:
+    both, cold, storing = await sinking()
+    cold.broken = True
+    with pytest.raises(StoreError):
+        await both.remove(Selector("t", tag="x"))
+    cold.broken = False
+    cold.puts.set()
+    await storing
+    assert await names_in(both) == {"c", "d"}
+
+
+async def test_an_older_answer_that_is_sinking_does_not_outlive_the_newer_one() -> None:
+    both, cold, storing = await sinking()
+    await both.put(entry_of("a", b"new", tier="hot"), now=NOW)
+    cold.puts.set()
+    await storing
+    assert await cold.get(key_of("a"), now=NOW) is None
+    found = await both.get(key_of("a"), now=NOW)
+    assert found is not None
+    assert found.body == b"new"
+
+
+async def test_what_is_read_while_a_removal_runs_does_not_rise_out_of_its_way() -> None:
+    hot, cold = MemoryStore("hot", max_bytes=9000), Slow("cold", max_bytes=9000)
+    both = Tiers({"hot": hot, "cold": cold})
+    cold.puts.set()
+    await both.put(entry_of("a", tier="cold", tags=("x",)), now=NOW)
+    cold.removals.clear()
+    removal = asyncio.ensure_future(both.remove(Selector("t", tag="x")))
+    await turns(3)
+    for _ in range(3):
+        assert await both.get(key_of("a"), now=NOW) is not None
+    cold.removals.set()
+    await removal
+    assert await both.get(key_of("a"), now=NOW) is None
+
+
+async def rising() -> tuple[Tiers, MemoryStore, Slow, Tasks]:
+    """An entry that has been read often enough to rise, which it has not begun to."""
+    tasks = Tasks()
+    hot = MemoryStore("hot", max_bytes=2 * footprint(entry_of("a", b"x" * 900)))
+    cold = Slow("cold", max_bytes=100_000)
+    both = Tiers({"hot": hot, "cold": cold}, tasks=tasks)
+    cold.puts.set()
+    await both.put(entry_of("c", b"x" * 900, tier="cold", cost_s=99.0, tags=("x",)), now=NOW)
+    await fill_hot(both, "a", "b")
+    cold.puts.clear()
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            assert await both.get(key_of("c"), now=NOW) is not None
+    assert len(tasks) == 1
+    return both, hot, cold, tasks
+
+
+async def test_no_reader_waits_for_an_entry_that_rises_and_for_those_that_make_room() -> None:
+    both, hot, cold, tasks = await rising()
+    await turns(3)
+    assert await hot.get(key_of("c"), now=NOW) is not None
+    assert await cold.get(key_of("a"), now=NOW) is None, "it is on its way"
+    cold.puts.set()
+    await turns(3)
+    assert await cold.get(key_of("a"), now=NOW) is not None
+    assert len(tasks) == len(both._moves) == 0
+
+
+async def test_what_was_removed_before_it_began_to_rise_stays_away() -> None:
+    both, hot, _, _ = await rising()
+    await both.remove(Selector("t", tag="x"))
+    await turns(3)
+    assert await both.get(key_of("c"), now=NOW) is None
+    assert hot.fill().entries == 2
+
+
+async def test_what_was_computed_anew_before_it_began_to_rise_is_not_replaced() -> None:
+    both, hot, cold, _ = await rising()
+    cold.puts.set()
+    await both.put(entry_of("c", b"new", tier="hot", cost_s=99.0), now=NOW)
+    await turns(3)
+    found = await hot.get(key_of("c"), now=NOW)
+    assert found is not None
+    assert found.body == b"new"
+
+
+async def test_entries_that_are_moving_when_the_gateway_closes_leave_nothing_behind() -> None:
+    both, _, _, tasks = await rising()
+    await turns(3)
+    await tasks.close()
+    await both.close()
+    assert len(tasks) == len(both._moves) == 0
