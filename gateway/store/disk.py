@@ -5,6 +5,7 @@ store's face: it counts uses in memory, so that a hit writes nothing, and hands 
 next write or once a second.
 """
 
+import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -16,12 +17,14 @@ from typing import Final
 from gateway.store.base import Entry, Fill, Selector, Stored, StoreError
 from gateway.store.disk_database import Database, synchronous, transaction
 from gateway.store.disk_rows import number_of
-from gateway.store.disk_shelf import START, Shelf, Totals
+from gateway.store.disk_shelf import START, Place, Shelf, Totals
 from policies.freshness import EntryMeta
 from policies.rules import TierName
 
 FLUSH_S: Final = 1.0
 """How often uses are written down, at most; those of the last moment are lost in a crash."""
+STEP_S: Final = 10.0
+"""How long one step of a removal may take; other processes may hold the file for half of it."""
 MOST_USED: Final = 1024
 """Entries whose uses are remembered between two writes; further ones are not counted."""
 
@@ -88,7 +91,8 @@ class DiskStore:
     async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
         """See :meth:`gateway.store.base.Store.remove`.
 
-        Many entries go in many short transactions, so that other processes can write meanwhile.
+        Many entries go in many short steps, so that others, here and in other processes, can write
+        meanwhile. What went before a failure stays gone.
         """
         key = selector.key
         if key is not None and not await self._database.read(
@@ -96,21 +100,30 @@ class DiskStore:
         ):
             return []
 
-        def job(connection: Connection) -> tuple[list[EntryMeta], Totals]:
-            gone, place = [], START
-            with synchronous(connection, full=key is None):
-                while True:
-                    with transaction(connection):
-                        some, go_on = self._shelf.remove(connection, selector, place)
-                        totals = self._shelf.totals(connection)
-                    gone += some
-                    if go_on is None:
-                        return gone, totals
-                    place = go_on
-
-        gone, totals = await self._database.work(job)
-        self._now_holds(totals)
+        gone: list[EntryMeta] = []
+        place: Place | None = START
+        while place is not None:
+            some, place = await self._remove_some(selector, place)
+            gone += some
         return gone
+
+    async def _remove_some(
+        self, selector: Selector, after: Place
+    ) -> tuple[list[EntryMeta], Place | None]:
+        """One step of a removal: what went, and where to go on."""
+
+        def job(connection: Connection) -> tuple[list[EntryMeta], Place | None, Totals]:
+            with synchronous(connection, full=selector.key is None), transaction(connection):
+                some, go_on = self._shelf.remove(connection, selector, after)
+                return some, go_on, self._shelf.totals(connection)
+
+        try:
+            async with asyncio.timeout(STEP_S):
+                some, go_on, totals = await self._database.work(job)
+        except TimeoutError:
+            raise StoreError(f"a removal got no further within {STEP_S:.0f} s") from None
+        self._now_holds(totals)
+        return some, go_on
 
     async def scan(
         self, selector: Selector, *, after: bytes | None, limit: int

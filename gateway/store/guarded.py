@@ -29,6 +29,9 @@ LONGEST_BACKOFF_S: Final = 5.0
 LONG_CALLS: Final = 100
 """How many limits a call may take that goes through many entries: nobody's answer waits for it."""
 
+LONGEST_CALLS: Final = 10_000
+"""As many for a removal of many entries: the store itself limits each of its steps."""
+
 T = TypeVar("T")
 _log = structlog.get_logger("kvgate.store")
 
@@ -229,7 +232,7 @@ class Guarded:
 
     async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
         """See :meth:`gateway.store.base.Store.remove`."""
-        limits = 1 if selector.key is not None else LONG_CALLS
+        limits = 1 if selector.key is not None else LONGEST_CALLS
         return await self._guard.read(lambda: self._store.remove(selector), limits=limits)
 
     async def scan(

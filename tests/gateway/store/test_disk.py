@@ -1,16 +1,20 @@
 """The disk tier's face; what every store promises is in tests/contracts/test_store.py."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from sqlite3 import Connection
 
 import pytest
 
+from gateway.store import disk
 from gateway.store.base import Entry, Selector, StoreError
 from gateway.store.codec import CodecError
 from gateway.store.disk import FLUSH_S, DiskStore, default_folder, open_database
 from gateway.store.disk_database import Database
 from gateway.store.disk_rows import number_of
+from gateway.store.disk_shelf import BATCH
 from tests.kit.entries import NOW, entry_of, key_of
 
 
@@ -80,6 +84,36 @@ async def test_tiers_in_one_file_do_not_see_each_other(database: Database) -> No
     assert await cold.get(key_of("a"), now=NOW) is None
     assert await cold.remove(Selector(None)) == []
     assert await warm.get(key_of("a"), now=NOW) is not None
+
+
+async def test_writers_need_not_wait_until_a_long_removal_has_ended(database: Database) -> None:
+    store = DiskStore("warm", database, max_bytes=10**7)
+
+    def filled(connection: Connection) -> None:
+        for number in range(3 * BATCH):
+            store._shelf.put(connection, entry_of(str(number)), {}, now=NOW)
+
+    await database.write(filled)
+    removal = asyncio.ensure_future(store.remove(Selector("t")))
+    await asyncio.sleep(0)
+    left = await database.write(store._shelf.totals)
+    assert left.entries == 2 * BATCH
+    assert len(await removal) == 3 * BATCH
+    assert store.fill().entries == 0
+
+
+async def test_a_removal_that_gets_no_further_is_given_up(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "STEP_S", 0.01)
+    store, goes_on = DiskStore("warm", database, max_bytes=10**6), threading.Event()
+    held = database.write_soon(lambda _: goes_on.wait(30))
+    try:
+        with pytest.raises(StoreError, match="got no further"):
+            await store.remove(Selector("t"))
+    finally:
+        goes_on.set()
+        await asyncio.wrap_future(held)
 
 
 async def test_an_entry_that_has_no_bytes_is_refused(database: Database) -> None:

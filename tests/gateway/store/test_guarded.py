@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from structlog.testing import capture_logs
@@ -12,7 +12,9 @@ from gateway.store.base import Selector, StoreError, StoreFull
 from gateway.store.guarded import (
     FAILURES_IN_A_ROW,
     FIRST_BACKOFF_S,
+    LONG_CALLS,
     LONGEST_BACKOFF_S,
+    LONGEST_CALLS,
     Circuit,
     Guard,
     Guarded,
@@ -25,6 +27,8 @@ from gateway.store.sharing import Listener
 from gateway.store.sharing_memory import MemoryLeases, MemoryRecords
 from tests.kit.clock import Clock
 from tests.kit.entries import NOW, entry_of, key_of
+
+T = TypeVar("T")
 
 
 class Place:
@@ -109,6 +113,24 @@ async def test_a_long_call_has_a_longer_limit(place: Place) -> None:
     place.stuck = asyncio.Event()
     with pytest.raises(StoreError, match="no answer within 20 ms"):
         await place.guard.read(place.work, limits=2)
+
+
+async def test_a_removal_may_take_as_long_as_its_steps_are_short() -> None:
+    allowed: list[int] = []
+
+    class Noting(Guard):
+        async def read(self, work: Callable[[], Awaitable[T]], *, limits: int = 1) -> T:
+            allowed.append(limits)
+            return await work()
+
+    place = Place(0.0)
+    place.guard.__class__ = Noting
+    store = Guarded(MemoryStore("warm", max_bytes=100_000), place.guard)
+    await store.remove(Selector(None, key=key_of("a")))
+    await store.remove(Selector("t"))
+    await store.scan(Selector("t"), after=None, limit=1)
+    assert allowed == [1, LONGEST_CALLS, LONG_CALLS]
+    assert LONGEST_CALLS * 0.05 > 60, "seconds; with the usual limit"
 
 
 async def test_after_failures_in_a_row_calls_fail_at_once_and_one_line_says_so(
