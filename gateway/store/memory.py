@@ -5,7 +5,9 @@ entries, then low priority before medium before high, then what is cheap to reco
 size and rarely used.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from heapq import nsmallest
 from typing import Final
 
 import cachetools
@@ -16,6 +18,9 @@ from policies.freshness import EntryMeta
 
 OVERHEAD_BYTES: Final = 1200
 """What an entry takes beside its body: its meta data, keys and two index slots (measured)."""
+
+PORTION: Final = 1000
+"""Entries looked at in one turn of the loop: a few milliseconds when all of them have to go."""
 
 
 class MemoryStore:
@@ -97,18 +102,29 @@ class MemoryStore:
         return True
 
     async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
-        """See :meth:`gateway.store.base.Store.remove`."""
-        doomed = self._select(selector)
-        for meta in doomed:
-            self._drop(meta.key)
-        return doomed
+        """See :meth:`gateway.store.base.Store.remove`. For a single key it never waits."""
+        gone: list[EntryMeta] = []
+        async for keys in self._portions(selector):
+            doomed = self._select(selector, keys)
+            for meta in doomed:
+                self._drop(meta.key)
+            gone += doomed
+        return gone
 
     async def scan(
         self, selector: Selector, *, after: bytes | None, limit: int
     ) -> Sequence[EntryMeta]:
         """See :meth:`gateway.store.base.Store.scan`."""
-        found = [meta for meta in self._select(selector) if after is None or meta.key > after]
-        return sorted(found, key=lambda meta: meta.key)[:limit]
+        found: list[EntryMeta] = []
+        async for keys in self._portions(selector):
+            last = found[-1].key if found and len(found) >= limit else None
+            near = [
+                key
+                for key in keys
+                if (after is None or key > after) and (last is None or key < last)
+            ]
+            found = nsmallest(limit, found + self._select(selector, near), key=lambda one: one.key)
+        return found
 
     def fill(self) -> Fill:
         """See :meth:`gateway.store.base.Store.fill`."""
@@ -128,11 +144,17 @@ class MemoryStore:
         for share in self._shares.values():
             share.currsize, share.order = 0, EvictionOrder()
 
-    def _select(self, selector: Selector) -> list[EntryMeta]:
-        if selector.key is not None:
-            entry = self._entries.get(selector.key)
-            return [entry.meta] if entry is not None and selector.matches(entry.meta) else []
-        return [entry.meta for entry in self._entries.values() if selector.matches(entry.meta)]
+    async def _portions(self, selector: Selector) -> AsyncIterator[Sequence[bytes]]:
+        """The keys to look at, with a turn of the loop between so many; some may go meanwhile."""
+        keys = [*self._entries] if selector.key is None else [selector.key]
+        for start in range(0, len(keys), PORTION):
+            if start:
+                await asyncio.sleep(0)
+            yield keys[start : start + PORTION]
+
+    def _select(self, selector: Selector, keys: Sequence[bytes]) -> list[EntryMeta]:
+        found = (self._entries.get(key) for key in keys)
+        return [entry.meta for entry in found if entry is not None and selector.matches(entry.meta)]
 
     def _drop(self, key: bytes) -> None:
         entry = self._entries.pop(key, None)

@@ -1,9 +1,14 @@
 """What is particular to entries in memory; the contract is in tests/contracts."""
 
+import asyncio
 import sys
+from collections.abc import Awaitable
 
+import pytest
+
+from gateway.store import memory
 from gateway.store.base import Selector
-from gateway.store.memory import OVERHEAD_BYTES, MemoryStore, footprint
+from gateway.store.memory import OVERHEAD_BYTES, PORTION, MemoryStore, footprint
 from tests.kit.entries import NOW, entry_of, key_of
 
 
@@ -112,3 +117,57 @@ async def test_what_is_still_good_is_handed_out_whole_and_what_expired_is_not() 
     first = await store.put(entry_of("c", b"x" * 900, cost_s=99.0, ttl_s=100.0), now=NOW + 2)
     assert [entry.meta.key for entry in first.sinking] == [key_of("a")]
     assert first.evicted == []
+
+
+async def turns_during(work: Awaitable[object]) -> int:
+    """How many turns others had while ``work`` was done."""
+    turns, done = 0, asyncio.ensure_future(work)
+    while not done.done():
+        await asyncio.sleep(0)
+        turns += 1
+    return turns
+
+
+async def test_others_have_their_turn_while_many_entries_are_looked_through() -> None:
+    store = MemoryStore("hot", max_bytes=10**9)
+    for number in range(3 * PORTION):
+        await store.put(entry_of(str(number)), now=NOW)
+    for selector in (Selector("other"), Selector("t")):
+        assert await turns_during(store.scan(selector, after=None, limit=1)) >= 3
+        assert await turns_during(store.remove(selector)) >= 3
+    assert store.fill().entries == 0
+
+
+async def test_removing_a_single_key_never_lets_others_between() -> None:
+    store = MemoryStore("hot", max_bytes=10**6)
+    await store.put(entry_of("a"), now=NOW)
+    with pytest.raises(StopIteration):
+        store.remove(Selector(None, key=key_of("a"))).send(None)
+    assert store.fill().entries == 0
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 100])
+async def test_a_page_is_in_order_however_many_turns_it_took(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "PORTION", 3)
+    store = MemoryStore("hot", max_bytes=10**6)
+    for number in range(20):
+        await store.put(entry_of(str(number), tags=("even",) * (number % 2 == 0)), now=NOW)
+    even = sorted(key_of(str(number)) for number in range(0, 20, 2))
+    for start, after in ((0, None), (4, even[3]), (10, even[-1])):
+        page = await store.scan(Selector("t", tag="even"), after=after, limit=limit)
+        assert [meta.key for meta in page] == even[start : start + limit]
+
+
+async def test_what_goes_while_others_have_their_turn_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "PORTION", 1)
+    store = MemoryStore("hot", max_bytes=10**6)
+    for name in "ab":
+        await store.put(entry_of(name), now=NOW)
+    removal = asyncio.ensure_future(store.remove(Selector("t")))
+    await asyncio.sleep(0)
+    await store.remove(Selector(None, key=key_of("b")))
+    assert [meta.key for meta in await removal] == [key_of("a")]
