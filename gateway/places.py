@@ -4,10 +4,12 @@ One process with everything in memory needs none of the last three from outside;
 share them on disk or in Redis.
 """
 
+import json
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,13 +110,34 @@ def _disk(
 ) -> DiskPlace:
     named = config.store.disk_path
     return DiskPlace(
-        Path(named).expanduser() if named else default_folder(os.environ),
+        Path(named).expanduser() if named else own_folder(config, os.environ),
         limit_s=config.store.timeout_ms / 1000,
         now=now,
         clock=clock,
         draw=draw,
         tasks=tasks,
     )
+
+
+def own_folder(config: Config, environment: Mapping[str, str]) -> Path:
+    """The folder in the user's cache folder for what this configuration answers.
+
+    Two gateways that ask others under the same names, or one whose ``base_url`` was changed, must
+    not find each other's answers there; a folder that the operator names is shared by his word.
+    """
+    engine = None
+    if config.engine_enabled():
+        file = Path(config.engine.model).expanduser()
+        engine = str(file.resolve()) if file.exists() else config.engine.model
+    answering = {
+        "backends": sorted([one.name, one.base_url, *one.models] for one in config.backends),
+        "engine": engine,
+        "aliases": dict(config.aliases),
+        "tenants": sorted({one.name for one in config.tenants}),
+    }
+    said = json.dumps(answering, sort_keys=True).encode("utf-8", "surrogatepass")
+    folder = default_folder(environment)
+    return folder.with_name(f"{folder.name}-{blake2b(said, digest_size=8).hexdigest()}")
 
 
 def _redis(

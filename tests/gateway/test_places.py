@@ -1,5 +1,7 @@
 """What is kept where, by the configuration."""
 
+import asyncio
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import pytest
 
 from gateway.config import Config
 from gateway.flights import Tasks
-from gateway.places import BothNews, Places, open_places
+from gateway.places import BothNews, Places, open_places, own_folder
 from gateway.store.base import StoreError
 from gateway.store.sharing import Listener, News
 from tests.kit import redis_server
@@ -37,6 +39,15 @@ async def test_one_process_with_everything_in_memory_takes_no_leases() -> None:
     assert {fill.tier: fill.store for fill in places.tiers.fills()} == {
         "hot": "memory", "warm": "memory", "cold": "memory",
     }  # fmt: skip
+    await places.close()
+
+
+async def test_no_request_waits_for_an_entry_that_rises() -> None:
+    places = await opened(Config())
+    await places.tiers.put(entry_of("a", tier="warm"), now=NOW)
+    for _ in range(3):
+        assert await places.tiers.get(key_of("a"), now=NOW) is not None
+    assert "an entry rises" in {task.get_name() for task in asyncio.all_tasks()}
     await places.close()
 
 
@@ -103,6 +114,82 @@ async def test_a_folder_that_cannot_be_made_fails_the_store_and_not_the_start(
     await places.tiers.put(entry_of("b", tier="hot"), now=NOW)
     assert await places.tiers.get(key_of("b"), now=NOW) is not None
     await places.close()
+
+
+UP = {"name": "up", "base_url": "http://127.0.0.1:9001/v1", "models": ["m"]}
+TENANT = {"name": "acme", "api_keys": ["kv-3f1c7a90b2d84e65"]}
+OTHER_KEY = {"name": "acme", "api_keys": ["kv-9f1c7a90b2d84e66"]}
+
+
+def folder_of(**wishes: Any) -> Path:
+    config = Config.model_validate({"backends": [UP], "tenants": [TENANT], **wishes})
+    return own_folder(config, {"KVGATE_CACHE_DIR": "/cache"})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"backends": [{**UP, "name": "other"}]},
+        {"backends": [{**UP, "base_url": "http://127.0.0.1:9002/v1"}]},
+        {"backends": [{**UP, "models": ["m", "n"]}]},
+        {"backends": [UP, {**UP, "name": "other"}]},
+        {"engine": {"enabled": True}},
+        {"engine": {"enabled": True, "model": "other"}},
+        {"aliases": {"alias": "m"}},
+        {"tenants": []},
+        {"tenants": [TENANT, {**OTHER_KEY, "name": "other"}]},
+    ],
+)
+def test_gateways_that_answer_otherwise_have_folders_of_their_own(other: dict[str, Any]) -> None:
+    assert folder_of(**other) != folder_of()
+    assert folder_of(**other) != folder_of(engine={"enabled": True, "model": "third"})
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        {},
+        {"server": {"port": 9000, "workers": 4}},
+        {"tenants": [TENANT, OTHER_KEY]},
+        {"backends": [{**UP, "api_key": "sk-1", "max_concurrency": 3}]},
+        {"engine": {"enabled": False, "model": "other"}},
+    ],
+)
+def test_a_folder_outlives_what_changes_no_answer(same: dict[str, Any]) -> None:
+    assert folder_of(**same) == folder_of()
+    assert folder_of().parent == Path("/cache")
+    assert re.fullmatch(r"responses-[0-9a-f]{16}", folder_of().name)
+
+
+def test_a_model_in_a_file_is_known_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = set()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.gguf").write_text("")
+        monkeypatch.chdir(tmp_path / name)
+        folders.add(folder_of(backends=[], engine={"model": "model.gguf"}))
+    assert len(folders) == 2
+
+
+async def test_two_gateways_without_a_folder_find_nothing_of_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVGATE_CACHE_DIR", str(tmp_path))
+    elsewhere = {**UP, "base_url": "http://127.0.0.1:9002/v1"}
+    one, other, again = [
+        await opened(Config.model_validate({"backends": [backend]}))
+        for backend in (UP, elsewhere, UP)
+    ]
+    await one.tiers.put(entry_of("a", tier="cold"), now=NOW)
+    await one.records.write("kind", "t", "name", b"data")
+    assert await other.tiers.get(key_of("a"), now=NOW) is None
+    assert await other.records.read("kind", "t", "name") is None
+    assert await again.tiers.get(key_of("a"), now=NOW) == entry_of("a", tier="cold")
+    assert await again.records.read("kind", "t", "name") == b"data"
+    for places in (one, other, again):
+        await places.close()
 
 
 class Heard:
