@@ -272,7 +272,6 @@ class Scheduler:
         spare = len(self._running)  # each running sequence will want a block before long
         if self.index.available_blocks() - idle < need + spare:
             return False
-        sequence.turn = self.index.turn(sequence.chain)
         self.index.hold(shared)
         own = self.index.take(need, now=now)
         assert own is not None
@@ -280,7 +279,8 @@ class Scheduler:
         sequence.computed = len(shared) * self.index.block_tokens
         sequence.published = len(shared)
         sequence.prefill_stop = len(sequence.tokens)
-        if not sequence.preemptions:
+        if not sequence.preemptions:  # later it would take its own blocks for another's
+            sequence.turn = self.index.turn(sequence.chain)
             sequence.hit_tokens = hit = sequence.computed
             self.index.count(hit_tokens=hit, miss_tokens=len(sequence.tokens) - hit)
         for key in sequence.chain[len(shared) :]:

@@ -345,11 +345,12 @@ class Pipeline:
                     else:
                         ending = piece
                     yield piece
+                    if ending is not None and may_store:
+                        await asyncio.sleep(0)  # the readers first: they have waited long enough
+                        # and now, while the backend tidies up: the next may be asking already
+                        await self._keep(call, plan, parts, ending, clearings)
         if isinstance(ending, Completed) and (renews or plan.lane == "warm"):
             self._spent("warming" if plan.lane == "warm" else "revalidation", plan, ending)
-        if ending is not None and may_store:
-            await asyncio.sleep(0)  # the readers first: they have waited long enough
-            await self._keep(call, plan, parts, ending, clearings)
 
     @property
     def clearings(self) -> int:

@@ -23,6 +23,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Hashable
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from math import inf
 from typing import Final, Generic, TypeVar
 
@@ -41,6 +42,8 @@ RELEARN_AFTER: Final = 2000
 """Observations, or a quarter of the known blocks if that is more, between two looks at the counts."""
 PRIOR: Final = 8.0
 """Observations of all kinds that a kind starts with."""
+MOST_SAMPLED: Final = 4096
+"""Waiting blocks that are looked at each time: the step that evicts must not be felt."""
 GHOSTS: Final = 4
 """Evicted blocks remembered for each one that is cached."""
 FORGET_AT: Final = 400_000.0
@@ -284,9 +287,10 @@ class ReuseOrder(Generic[K]):
 
     def _learn(self) -> None:
         waiting: dict[Kind, list[float]] = {}
-        for known in self._known.values():
+        step = 1 + len(self._known) // MOST_SAMPLED
+        for known in islice(self._known.values(), 0, None, step):
             buckets = waiting.setdefault(known.kind, [0.0] * BUCKETS)
-            buckets[bucket_of(self._uses - known.last)] += 1.0
+            buckets[bucket_of(self._uses - known.last)] += step
         self._model.learn(waiting)
         pause = max(RELEARN_AFTER, len(self._known) // 4)
         self._learn_at = int(self._model.observations) + pause

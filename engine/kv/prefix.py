@@ -137,7 +137,10 @@ class PrefixIndex:
         self._miss_tokens += miss_tokens
 
     def turn(self, chain: Sequence[bytes]) -> int:
-        """Which turn of a conversation a prompt is, by what is known of its blocks; from 1 on."""
+        """How often a prompt builds on another, by what is known of its blocks; from 1 on.
+
+        The second turn of a conversation is 2, and so is a first question under a known system prompt.
+        """
         return 1 + max((self._order.turn_of(key) or 0 for key in chain), default=0)
 
     # -- own -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from engine.kv.cache import KvCache
@@ -52,6 +53,10 @@ class GroupedAttention:
         return qkv
 
     def rowwise(self, x: Tensor, turn: Turn) -> Tensor:
-        """Everything but the attention itself: the queries stand in for what it would give."""
+        """Everything but the attention itself: the queries stand in for what it would give.
+
+        With what is kept of each row beside it: exactness is a matter of keys and values above all.
+        """
         qkv = self._turned(x, turn)
-        return self.out(qkv[:, : self.config.heads].flatten(1))
+        answer = self.out(qkv[:, : self.config.heads].flatten(1))
+        return torch.cat((qkv.flatten(1), answer), dim=-1)

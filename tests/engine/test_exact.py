@@ -54,6 +54,18 @@ def test_where_no_two_counts_agree_one_is_used_alone(model: Network) -> None:
     assert measure(model, tile_tokens=128, element="float32").row_counts == (32,)
 
 
+def test_keys_and_values_count_as_much_as_what_is_made_of_them(model: Network) -> None:
+    class KeysDiffer(RowCountMatters):
+        def __call__(self, x: Tensor) -> Tensor:
+            out: Tensor = self.inner(x)  # type: ignore[operator]  # a Linear
+            out[:, model.config.heads * model.config.head_dim :] *= 1 + x.shape[0] * 1e-5
+            return out
+
+    for layer in model.layers:
+        layer.attention.qkv = KeysDiffer(layer.attention.qkv, set())  # type: ignore[attr-defined]  # by shape
+    assert measure(model, tile_tokens=128, element="float32").row_counts == (32,)
+
+
 def rows_matter(monkeypatch: pytest.MonkeyPatch, change: Callable[[int], float]) -> None:
     """Attention whose last digits depend on the number of query rows of the call."""
 

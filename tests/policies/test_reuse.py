@@ -125,6 +125,19 @@ def test_kinds_that_come_back_outlive_kinds_that_do_not(monkeypatch: pytest.Monk
     assert all(there)
 
 
+def test_of_very_many_that_wait_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_SAMPLED", 8)
+    seen: list[float] = []
+
+    def learn(_: ReuseModel, waiting: dict[tuple[int, int], list[float]]) -> None:
+        seen.extend(sum(buckets) for buckets in waiting.values())
+
+    monkeypatch.setattr(ReuseModel, "learn", learn)
+    order = offered(*(str(number) for number in range(100)))
+    order._learn()
+    assert seen == [104.0]  # 8 blocks, each standing for 13
+
+
 def test_old_habits_fade(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FORGET_AT", 10.0)
     model = ReuseModel()
