@@ -28,14 +28,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The numbers of a model of a known family, of transformers 4 or 5. Raises `ModelLoadError`."""
+    """The numbers of a model of a known family, of transformers 4 or 5. Raises `ModelLoadError`.
+
+    How weights are quantised is not among them: whoever reads weights asks `refuse_quantised`.
+    """
     raw = read_json(path)
     kind = raw.get("model_type")
     family = _FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         known = ", ".join(_FAMILIES)
         raise ModelLoadError(f"{path}: model_type {kind!r} is not known here (known: {known})")
-    for key, plain in (("mlp_bias", False), ("hidden_act", "silu"), ("quantization_config", None)):
+    for key, plain in (("mlp_bias", False), ("hidden_act", "silu")):
         if raw.get(key, plain) != plain:
             raise ModelLoadError(f"{path}: {key} {raw[key]!r} is not known here")
     try:
@@ -48,6 +51,13 @@ def read_config(path: Path) -> ModelConfig:
         raise ModelLoadError(f"{path}: {type(error).__name__} {error}") from error
     config.check(str(path))
     return config
+
+
+def refuse_quantised(path: Path) -> None:
+    """Raises `ModelLoadError` when config.json says that its weights are quantised."""
+    how = read_json(path).get("quantization_config")
+    if how is not None:
+        raise ModelLoadError(f"{path}: quantization_config {how!r} is not known here")
 
 
 class _UnknownHereError(Exception):
@@ -85,11 +95,21 @@ def _grouped(raw: Raw) -> dict[str, Any]:
 
 def _context(raw: Raw) -> int:
     """The longest context; a model with a sliding window is the same as one without up to its size."""
-    longest = int(raw["max_position_embeddings"])
+    longest = _reach(raw)
     window = raw.get("sliding_window")
     if window is None or raw.get("use_sliding_window") is False:
         return longest
     return min(longest, int(window))
+
+
+def _reach(raw: Raw) -> int:
+    """As far as positions go. With yarn some files give the length before it, some that behind it."""
+    longest = int(raw["max_position_embeddings"])
+    words = _rope_words(raw)
+    if _rope_kind(words) != "yarn":
+        return longest
+    original, factor = _yarn_stretch(raw, words)
+    return max(longest, int(original * factor))
 
 
 def _llama(raw: Raw) -> dict[str, Any]:
@@ -134,7 +154,7 @@ def _deepseek(raw: Raw) -> dict[str, Any]:
     return {
         "kv_heads": int(raw["num_attention_heads"]),
         "head_dim": latent.nope + latent.rope,
-        "context_tokens": int(raw["max_position_embeddings"]),
+        "context_tokens": _reach(raw),
         "latent": latent,
         "moe": _moe(raw),
         **rope,
@@ -217,10 +237,15 @@ def _rope(raw: Raw, dim: int) -> dict[str, Any]:
     return found
 
 
-def _yarn(raw: Raw, words: Raw, theta: float, dim: int) -> dict[str, Any]:
+def _yarn_stretch(raw: Raw, words: Raw) -> tuple[float, float]:
+    """The length before yarn in tokens, and how many times that it reaches."""
     longest = float(raw["max_position_embeddings"])
     original = float(words.get("original_max_position_embeddings") or longest)
-    factor = float(words.get("factor") or longest / original)
+    return original, float(words.get("factor") or longest / original)
+
+
+def _yarn(raw: Raw, words: Raw, theta: float, dim: int) -> dict[str, Any]:
+    original, factor = _yarn_stretch(raw, words)
     scale = words.get("attention_factor")
     if scale is None:
         one, all_dims = words.get("mscale"), words.get("mscale_all_dim")

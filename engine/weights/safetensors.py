@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import ModelLoadError
-from engine.weights.config_json import read_config, read_json
+from engine.weights.config_json import read_config, read_json, refuse_quantised
 
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -26,6 +26,7 @@ class SafetensorsFolder:
         }
         self._open: dict[Path, Any] = {}
         self.config = read_config(path / "config.json")
+        refuse_quantised(path / "config.json")
         if self.config.tied:
             self._files.pop("lm_head.weight", None)  # some checkpoints store the table twice
         if self.config.architecture == "deepseek_v3":

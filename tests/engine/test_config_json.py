@@ -67,7 +67,6 @@ def test_rope_settings_make_another_root(tmp_path: Path) -> None:
         ({"n_group": 7}, "256 experts of 2048 in 7 groups"),
         ({"num_experts_per_tok": 129}, "129 of 128 experts cannot be chosen"),
         ({"n_group": 256, "topk_group": 8}, "groups of one expert"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         (
             {"model_type": "deepseek_v2", "topk_method": "greedy", "scoring_func": "softmax"},
             "norm_topk_prob true with softmax is not known",
@@ -79,6 +78,28 @@ def test_what_is_not_computed_here_is_named(
 ) -> None:
     with pytest.raises(ModelLoadError, match=rf"config\.json: .*{message}"):
         read(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("longest", "scaling", "reach"),
+    [
+        (32768, {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072),
+        (
+            131072,
+            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            131072,
+        ),
+        (32768, {"type": "yarn", "factor": 4.0}, 131072),
+        (32768, None, 32768),
+    ],
+)
+def test_yarn_reaches_its_factor_times_the_length_before_it(
+    tmp_path: Path, longest: int, scaling: dict[str, Any] | None, reach: int
+) -> None:
+    changes = {"max_position_embeddings": longest, "rope_scaling": scaling}
+    qwen = {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 1024}
+    assert read(tmp_path, **changes, **qwen).context_tokens == reach
+    assert read(tmp_path, **changes).context_tokens == reach
 
 
 def test_yarn_without_words_takes_its_papers_numbers(tmp_path: Path) -> None:

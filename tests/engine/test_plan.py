@@ -44,6 +44,13 @@ def test_deepseek_v3_takes_70272_bytes_a_token_absorbed_and_4997120_naive(tmp_pa
     assert found["absorb", "fp8"] == 61 * (512 + 4 * 2 + 64 * 2)
 
 
+def test_a_config_whose_weights_are_quantised_is_planned_all_the_same(tmp_path: Path) -> None:
+    how = {"fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+    published = {"quantization_config": how | {"activation_scheme": "dynamic"}}
+    assert main(["--model", str(written(tmp_path, V3 | published))]) == 0
+    assert token_bytes(tmp_path / "config.json")["absorb", "bf16"] == 70_272
+
+
 def test_deepseek_v2_lite_takes_31104_bytes_a_token_absorbed(tmp_path: Path) -> None:
     found = token_bytes(written(tmp_path, V2_LITE))
     assert found["absorb", "bf16"] == 31_104

@@ -55,6 +55,12 @@ def test_the_older_place_of_rope_theta_is_read(folder: Path) -> None:
     assert load(folder, device=CPU, dtype=torch.float32).config.rope_theta == 5000.0
 
 
+def test_quantised_weights_are_refused_by_name(folder: Path) -> None:
+    changed_config(folder, quantization_config={"quant_method": "fp8"})
+    with pytest.raises(ModelLoadError, match=r"config\.json: quantization_config .*fp8"):
+        load_here(folder)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "\ufeff"])
 def test_a_config_that_is_no_json_object_is_named(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
