@@ -60,7 +60,7 @@ def attend(queries: Tensor, cache: KvCache, layer: int, group: Group, *, scale: 
     """
     keys, values = cache.read(layer, group.tables, group.sequences)  # (S, K, tokens, D and D')
     value_dim = cache.layout.shape.value_dim
-    if values.shape[-1] != keys.shape[-1]:  # the fast kernel wants them alike
+    if values.shape[-1] < keys.shape[-1]:  # the fast kernel wants them alike; wider take another
         values = functional.pad(values, (0, keys.shape[-1] - value_dim))
     count, heads, dim = queries.shape
     sequences, kv_heads = keys.shape[0], keys.shape[1]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from engine.kv.cache import KvCache
+from engine.kv.layout import KvLayout, KvShape
 from engine.models.attention import Group, attend, causal_mask
 from tests.kit.kv import layout_of
 from tests.kit.stage import CPU
@@ -38,6 +39,22 @@ def test_each_row_attends_to_its_own_past_in_its_own_blocks(query_rows: int) -> 
         kept = kept.view(-1, 2, KV_HEADS, DIM)
         expected = plain(queries[row], kept[:, 0], kept[:, 1])
         torch.testing.assert_close(out[row], expected)
+
+
+@pytest.mark.parametrize("value_dim", [4, 12])
+def test_values_may_be_narrower_or_wider_than_keys(value_dim: int) -> None:
+    dice = torch.Generator().manual_seed(1)
+    shape = KvShape(heads=KV_HEADS, key_dim=DIM, value_dim=value_dim)
+    layout = KvLayout(layers=1, shape=shape, block_tokens=BLOCK, element="float32")
+    cache = KvCache(layout, 4, device=CPU, dtype=torch.float32)
+    cache.data.copy_(torch.randn(cache.data.shape, generator=dice))
+    queries = torch.randn(1, HEADS, DIM, generator=dice)
+    mask = causal_mask(torch.tensor([[99]]), 128, groups=3, query_rows=4, dtype=torch.float32)
+    out = attend(queries, cache, 0, Group(0, 1, 1, torch.arange(4), mask), scale=DIM**-0.5)
+    kept = cache.data[0].flatten(0, 1)[:100]
+    keys, values = kept.split([KV_HEADS * DIM, KV_HEADS * value_dim], dim=1)
+    expected = plain(queries[0], keys.view(-1, KV_HEADS, DIM), values.view(100, KV_HEADS, -1))
+    torch.testing.assert_close(out[0], expected)
 
 
 def test_masked_rows_are_padded_to_whole_groups_by_the_last_one() -> None:
