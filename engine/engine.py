@@ -9,8 +9,9 @@ wishes into the thread and events out of it.
     sinks ◄──call_soon_threadsafe──────┘
 
 Every request that was accepted hears exactly one terminal event. A step that raises fails only the
-sequences that were in it (a NaN only those it belongs to); after `FAILED_STEPS_LIMIT` failing steps in a row the model is taken for
-broken, everybody is told, and `on_fatal` is called so that the process can end and be restarted.
+sequences that were in it (a NaN only those it belongs to); after `FAILED_STEPS_LIMIT` failing steps in a
+row the model is taken for broken, everybody is told, and `on_fatal` is called so that the process can end
+and be restarted. With other ranks, the first forward that raises is that already.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class Engine(Generic[LogitsT]):
         max_waiting: int = 256,
         clock: Callable[[], float] = time.monotonic,
         on_fatal: Callable[[str], None] = _log.critical,
+        sharded: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -88,6 +90,8 @@ class Engine(Generic[LogitsT]):
         self._max_waiting = max_waiting
         self._clock = clock
         self._on_fatal = on_fatal
+        self._sharded = sharded
+        self._ranks_lost = False
         self._inbox: deque[Callable[[], list[TokenEvent]]] = deque()
         self._wake = threading.Condition()
         self._closing = False
@@ -107,12 +111,16 @@ class Engine(Generic[LogitsT]):
             return []
         self._steps += 1
         self._rows += schedule.rows
+        computed = False
         try:
             logits = self.runner.forward(schedule)
+            computed = True
             picks = self.sampler.pick(logits, schedule)
         except NonFiniteError as error:
             events = self._not_finite(error)
         except Exception as error:  # noqa: BLE001 - whatever a model raises, others are to go on
+            # the other ranks are somewhere in this step, and would take the next one for its rest
+            self._ranks_lost = self._sharded and not computed
             events = self._step_failed(schedule, error)
         else:
             self._failed_in_a_row = 0
@@ -138,7 +146,7 @@ class Engine(Generic[LogitsT]):
 
     @property
     def broken(self) -> bool:
-        return self._failed_in_a_row >= FAILED_STEPS_LIMIT
+        return self._ranks_lost or self._failed_in_a_row >= FAILED_STEPS_LIMIT
 
     # -- the thread ------------------------------------------------------------------------------
 
@@ -163,7 +171,8 @@ class Engine(Generic[LogitsT]):
                 events += self.step()
                 self._deliver_soon(events)
                 if self.broken:
-                    self._end(f"{FAILED_STEPS_LIMIT} steps failed in a row")
+                    in_a_row = f"{self._failed_in_a_row} steps failed in a row"
+                    self._end("a step of several ranks failed" if self._ranks_lost else in_a_row)
                     return
             self._close_all(_ENDING)
         except Exception as error:  # noqa: BLE001 - a thread's last words: nothing may die unheard

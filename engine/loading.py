@@ -60,7 +60,14 @@ def make_service(
         exact_decode=runner.exact,
     )
     scheduler = Scheduler(index, limits, end_tokens=loaded.tokenizer.end_tokens)
-    engine = Engine(scheduler, runner, Sampler(), max_waiting=config.max_waiting, on_fatal=on_fatal)
+    engine = Engine(
+        scheduler,
+        runner,
+        Sampler(),
+        max_waiting=config.max_waiting,
+        on_fatal=on_fatal,
+        sharded=shard is not None,
+    )
     _log.info("loaded %s in %.1f s: %r", config.model, time.monotonic() - began, runner)
     return Service(
         engine,

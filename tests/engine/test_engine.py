@@ -116,6 +116,18 @@ async def test_three_failing_steps_in_a_row_end_the_engine_and_everybody_hears_i
     one.engine.close()
 
 
+async def test_the_first_forward_that_fails_ends_an_engine_of_several_ranks() -> None:
+    one = Scripted(sharded=True)
+    one.engine.start()
+    one.runner.fail_steps = 1
+    assert [event.finish for event in await events_of(one.engine, request("a"))] == ["error"]
+    await until(lambda: one.fatal)
+    assert one.fatal == ["a step of several ranks failed"]
+    with pytest.raises(NotReadyError):
+        await events_of(one.engine, request("b"))
+    one.engine.close()
+
+
 async def test_two_failures_with_a_success_between_are_forgotten() -> None:
     async with scripted() as one:
         for _ in range(4):

@@ -104,7 +104,9 @@ class SayingRunner(ScriptedRunner):
 class Scripted:
     """Engine, service, application and client of one test."""
 
-    def __init__(self, *, blocks: int = 64, max_waiting: int = 16, **limits: Any) -> None:
+    def __init__(
+        self, *, blocks: int = 64, max_waiting: int = 16, sharded: bool = False, **limits: Any
+    ) -> None:
         self.runner = SayingRunner(blocks=blocks)
         limits = {"chunk_tokens": 16, "max_sequences": 8, "max_model_len": 200, **limits}
         self.scheduler = Scheduler(
@@ -118,6 +120,7 @@ class Scripted:
             self.runner,
             self.runner,
             max_waiting=max_waiting,
+            sharded=sharded,
             on_fatal=self.fatal.append,
         )
         self.text = ByteText()
