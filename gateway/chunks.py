@@ -59,8 +59,9 @@ Piece = Opening | Chunk | Whole | Ending
 def well_formed(data: Json) -> bool:
     """Whether ``data`` has the shape that ``fold`` and ``unfold`` rely on: a server may send any."""
     choices = data.get("choices")
-    return choices is None or (
-        isinstance(choices, list) and all(_is_choice(choice) for choice in choices)
+    return responses.is_well_formed(data) and (
+        choices is None
+        or (isinstance(choices, list) and all(_is_choice(choice) for choice in choices))
     )
 
 

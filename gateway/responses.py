@@ -33,6 +33,28 @@ def is_finished(body: Json) -> bool:
     return body.get("status") == "completed" and bool(body.get("output")) and not failed
 
 
+def is_well_formed(data: Json) -> bool:
+    """Whether an answer, or an event with one, has the shape that is relied on here."""
+    if not isinstance(data.get("type", ""), str):
+        return False
+    body = whole_in(data) or data
+    if not is_response(body):
+        return True
+    output = body.get("output") or []
+    return isinstance(output, list) and all(map(_is_item, output))
+
+
+def _is_item(item: object) -> bool:
+    """An item whose parts, where it has any, are objects."""
+    if not isinstance(item, dict):
+        return False
+    for name in ("content", "summary"):
+        parts = item.get(name)
+        if isinstance(parts, list) and not all(isinstance(part, dict) for part in parts):
+            return False
+    return True
+
+
 def unfold(body: Json) -> Iterator[Json]:
     """The events of a stream that ends in ``body``, numbered."""
     number = count()
@@ -47,8 +69,9 @@ def _told(body: Json) -> Iterator[Json]:
     for index, item in enumerate(body.get("output") or ()):
         if isinstance(item, dict):
             yield from _item(index, item)
-    kind = "response.completed" if body.get("status") == "completed" else "response.incomplete"
-    yield {"type": kind, "response": body}
+    status = body.get("status")
+    kind = status if status in {"completed", "failed"} else "incomplete"
+    yield {"type": f"response.{kind}", "response": body}
 
 
 def _item(index: int, item: Json) -> Iterator[Json]:
@@ -75,8 +98,13 @@ def _item(index: int, item: Json) -> Iterator[Json]:
     yield {"type": "response.output_item.done", "output_index": index, "item": item}
 
 
+def _listed(item: Json, name: str) -> list[Json]:
+    found = item.get(name)
+    return found if isinstance(found, list) else []
+
+
 def _parts(at: Json, item: Json) -> Iterator[Json]:
-    for number, part in enumerate(item.get("content") or ()):
+    for number, part in enumerate(_listed(item, "content")):
         here = {**at, "content_index": number}
         name = "refusal" if part.get("type") == "refusal" else "text"
         kind = "refusal" if name == "refusal" else "output_text"
@@ -89,7 +117,7 @@ def _parts(at: Json, item: Json) -> Iterator[Json]:
 
 
 def _summaries(at: Json, item: Json) -> Iterator[Json]:
-    for number, part in enumerate(item.get("summary") or ()):
+    for number, part in enumerate(_listed(item, "summary")):
         here = {**at, "summary_index": number}
         said = part.get("text", "")
         text = "response.reasoning_summary_text"

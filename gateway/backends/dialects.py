@@ -36,7 +36,10 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
     "generic", "kvgate", "openai", "deepseek", "vllm", "sglang", "llamacpp",
 )  # fmt: skip
 
-_VERSION: Final = re.compile(r"gpt-(\d+)(?:\.(\d+))?")
+_VERSION: Final = re.compile(r"gpt-(\d)(?!\d)(?:\.(\d+))?")
+_ISOLATES: Final[Mapping[Dialect, tuple[str, ...]]] = {
+    "kvgate": ("kv",), "deepseek": ("user_id",), "vllm": ("cache_salt",), "sglang": ("cache_salt",),
+}  # fmt: skip
 _EXPLICIT_FROM: Final = (5, 6)
 _LONGEST_TTL: Final = "30m"  # the only one there is
 _INSTRUCTIONS: Final = ("system", "developer")
@@ -50,6 +53,8 @@ def spoken(dialect: Dialect, call: Call, plan: Plan, *, alone: bool) -> Json:
         body["model"] = plan.model
     has_no_prompt_cache = call.endpoint == "embeddings"
     if has_no_prompt_cache or (dialect == "kvgate" and call.endpoint == "responses"):
+        for name in _ISOLATES.get(dialect, ()):
+            body.pop(name, None)
         return body
     in_chunks = call.stream and call.endpoint != "responses"
     if dialect != "kvgate" and in_chunks and plan.may_store:

@@ -29,6 +29,8 @@ AIR_BOUND: Final = 1.25
 AIR_SLACK: Final = 2
 MOST_KEYS: Final = 10_000
 """Cache keys whose last member is remembered."""
+MOST_BYTES: Final = 4 * 1024 * 1024
+"""Of a prompt's part that are looked at: what is longer is told apart by its beginning."""
 
 
 def _always(_: str) -> bool:
@@ -144,11 +146,15 @@ class Group:
                 self._last_of.popitem(last=False)
 
     def _order(self, chain: Chain, favourite: str | None = None) -> list[str]:
-        """The names of the open members, the best first."""
+        """The names of the members: those that are open, the best first; then the others."""
         turn = self._turn % len(self._names)
         self._turn += 1
         in_turn = self._names[turn:] + self._names[:turn]
         among = [name for name in in_turn if self._is_open(name)] or list(in_turn)
+        last = [name for name in in_turn if name not in among]  # better than nobody
+        return self._ranked(among, chain, favourite) + last
+
+    def _ranked(self, among: list[str], chain: Chain, favourite: str | None) -> list[str]:
         if self._strategy == "round_robin":
             return among
         air = self._in_the_air
@@ -173,7 +179,7 @@ class Group:
         self, messages: Sequence[Mapping[str, Any]], *, salt: str, priority: Priority, ttl_s: float
     ) -> int:
         """See :meth:`gateway.backends.base.Prefills.prefill_kv`: at one member."""
-        chain = _chain(_root(self._model, salt), map(_text, messages))
+        chain = _chain(_root(self._model, salt), [_text(list(messages))])
         name = self._order(chain)[0]
         member = self.members[name]
         if not isinstance(member, Prefills):
@@ -220,12 +226,12 @@ def _prompt(call: Call) -> Iterable[bytes]:
     tools = call.body.get("tools") or call.body.get("functions")
     if tools:
         yield _text(tools)
+    # Each part in one piece: a list of token ids one by one would hold up the event loop.
     if call.endpoint == "chat":
-        yield from map(_text, call.messages)
+        yield _text(call.messages)
     else:
         for name in ("instructions", "prompt", "input"):
-            part = call.body.get(name)
-            yield from map(_text, part if isinstance(part, list) else [part])
+            yield _text(call.body.get(name))
 
 
 def _text(part: object) -> bytes:
@@ -234,7 +240,7 @@ def _text(part: object) -> bytes:
 
 def _chain(root: str, pieces: Iterable[bytes]) -> Chain:
     try:
-        return chain_of(root, pieces)
+        return chain_of(root, (piece[:MOST_BYTES] for piece in pieces))
     except orjson.JSONEncodeError:  # nested too deep: the member will say so
         return ()
 

@@ -321,9 +321,9 @@ def _refusal(name: str, response: aiohttp.ClientResponse, raw: bytes) -> Gateway
     detail = body.get("error") if isinstance(body, dict) else None
     status = response.status if 400 <= response.status < 600 else 502
     own = isinstance(detail, dict) and isinstance(detail.get("message"), str)
-    kind = ClientFault if status < 500 and status not in {401, 403, 408, 429} else BackendFault
-    if status in {401, 403}:
-        # The operator's key was refused, not the client's: the client cannot mend that.
+    kind = ClientFault if status < 500 and status not in {401, 402, 403, 408, 429} else BackendFault
+    if status in {401, 402, 403}:
+        # The operator's key or account was refused, not the client's, who cannot mend that.
         own, status = False, 502
     return kind(
         detail["message"] if own and isinstance(detail, dict) else f"{name} refused the request",

@@ -123,7 +123,7 @@ class Retrying:
         """See :meth:`gateway.backends.base.Computes.run`: the first model's failure is the failure."""
         self._budget.offered()
         first: Failed | None = None
-        for target, fallback in self._models(plan):
+        for target, fallback in self._models(call, plan):
             asked = replace(plan, model=target.model) if fallback else plan
             begun = False
             async with aclosing(self._one_model(target.backend, call, asked)) as pieces:
@@ -143,9 +143,10 @@ class Retrying:
         assert first is not None  # a model was asked, and it ended
         yield first
 
-    def _models(self, plan: Plan) -> Iterator[tuple[Target, str | None]]:
+    def _models(self, call: Call, plan: Plan) -> Iterator[tuple[Target, str | None]]:
         yield Target(self._backend, plan.model), None
-        if plan.lane != "warm":  # what is computed to be stored would not be
+        # Warming computes to store, and that would not be; vectors of two models cannot be compared.
+        if plan.lane != "warm" and call.endpoint != "embeddings":
             for target in self._others():
                 yield target, target.model
 

@@ -98,6 +98,29 @@ def test_only_a_complete_answer_is_finished(body: dict[str, Any], whole: bool) -
     assert fold([Chunk(event) for event in told(body)]) == body
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"type": []},
+        response_of(output=5),
+        response_of(output=["text"]),
+        response_of(output=[{"type": "message", "content": ["text"]}]),
+        {"type": "response.completed", "response": response_of(output=[None])},
+    ],
+)
+async def test_an_answer_of_another_shape_is_the_backends_fault_and_not_stored(odd: Any) -> None:
+    upstream = ScriptedUpstream(json_reply(odd), json_reply(response_of()))
+    async with serving(upstream=upstream) as service:
+        answer = await service.send("POST", "/v1/responses", ASK)
+        assert (answer.status, answer.error["code"]) == (502, "backend_bad_answer")
+        assert (await service.send("POST", "/v1/responses", ASK)).status == 200
+
+
+def test_a_failed_answer_ends_as_one() -> None:
+    *_, last = told(response_of(status="failed"))
+    assert last["type"] == "response.failed"
+
+
 ASK = {"model": "m", "input": "Hi", "kv_cache": {"enabled": True}}
 
 

@@ -196,14 +196,22 @@ async def test_only_so_many_cache_keys_are_remembered(monkeypatch: pytest.Monkey
     assert len(bench.group._last_of) == 2
 
 
-async def test_who_is_not_open_is_not_asked_unless_nobody_is() -> None:
+async def test_who_is_not_open_is_asked_last() -> None:
     bench = Bench()
     home = bench.choice(LONG)
     bench.closed = {home}
     assert bench.choice(LONG) != home
-    assert len(bench.group.candidates(*asked(LONG))) == 2
+    assert [one.name for one in bench.group.candidates(*asked(LONG))][2] == home
     bench.closed = set("abc")
     assert len(bench.group.candidates(*asked(LONG))) == 3
+
+
+async def test_a_prompt_of_very_many_token_ids_is_read_in_one_piece() -> None:
+    call, plan = asked(endpoint="completions", prompt=[7] * 300_000)
+    assert len(list(module._prompt(call))) == 3
+    shorter, _ = asked(endpoint="completions", prompt=[7] * 3000)
+    chains = [Bench().group.candidates(one, plan)[0].chain for one in (call, shorter)]
+    assert chains[0][: len(chains[1]) - 1] == chains[1][:-1]
 
 
 async def test_a_member_that_was_restarted_has_forgotten_what_it_knew() -> None:

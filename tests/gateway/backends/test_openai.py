@@ -281,7 +281,7 @@ async def test_a_refusal_is_passed_on_with_its_body(status: int, fault: str) -> 
     assert failure.body == json.loads(b"".join(s for s in reply.steps if isinstance(s, bytes)))
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [401, 402, 403])
 async def test_the_operators_bad_key_is_not_the_clients_to_mend(status: int) -> None:
     failure = await failure_of(error_reply(status, "Incorrect API key: sk-oper****ator"))
     assert (failure.status, failure.code, failure.fault) == (502, "backend_refused", "backend")

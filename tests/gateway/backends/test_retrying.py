@@ -269,6 +269,12 @@ async def test_what_is_computed_to_be_kept_is_not_asked_of_a_fallback() -> None:
     assert bench.other.runs == []
 
 
+async def test_vectors_of_two_models_never_meet() -> None:
+    bench = Bench([BUSY], fallback=[whole_answer()])
+    assert await bench.ask(asked(endpoint="embeddings", input="text")) == [failed(503)]
+    assert bench.other.runs == []
+
+
 async def test_the_caller_who_leaves_ends_the_work() -> None:
     gate = Gate()
     bench = Bench([(opening(), delta("x"), gate)])
