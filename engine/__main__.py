@@ -15,8 +15,10 @@ if __name__ == "__main__":
 
         sys.exit(plan(sys.argv[2:]))
     from engine.process import main
+    from engine.ranks import end_all
 
     code = main()
+    end_all()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # a thread that still loads a model must not hold up the end

@@ -43,7 +43,14 @@ def make_service(
     began = time.monotonic()
     device = _device(config)
     shard = lead(config, device) if config.tensor_parallel > 1 else None
-    loaded, cache = _load(config, device, shard)
+    try:
+        loaded, cache = _load(config, device, shard)
+        if shard is not None:
+            shard.await_loaded(on_fatal)
+    except BaseException:
+        if shard is not None:
+            shard.end_others()
+        raise
     runner = Runner(loaded.model, cache, tile_tokens=config.chunk_tokens)
     if shard is not None:
         shard.announce_shapes(runner.shapes)
@@ -99,6 +106,7 @@ def load_part(config: EngineConfig, *, rank: int, meeting: str) -> tuple[Shard, 
     shard = Shard(rank, config.tensor_parallel, device)
     shard.join(meeting)
     loaded, cache = _load(config, device, shard)
+    shard.say_loaded()
     return shard, loaded.model, cache
 
 

@@ -13,16 +13,15 @@ carries them between processes on a CPU, nccl between GPUs. A rank ends when ran
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -31,6 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore  # torch.distributed shows it without a type
+from torch.distributed.distributed_c10d import _set_pg_timeout  # it has no public name
 
 from engine.config import EngineConfig, as_flags, parse_config
 from engine.errors import ConfigError, StartError
@@ -39,9 +39,12 @@ from engine.models.attention import Group, causal_mask
 from engine.models.config import ModelConfig
 from engine.models.exact import ExactShapes
 from engine.models.network import Network, Tile
+from engine.ranks import CANNOT_START, Ranks
 
 _TILE, _CLEAR, _SHAPES = 1, 2, 3
 _POLL_S: Final = 0.02
+_PARENT_POLL_S: Final = 0.5
+_FAILED: Final = 70
 _WAIT_FOR_WORK: Final = dt.timedelta(days=3650)
 _WAIT_FOR_START: Final = dt.timedelta(seconds=120)
 
@@ -49,15 +52,18 @@ _WAIT_FOR_START: Final = dt.timedelta(seconds=120)
 class Shard:
     """This process's part: `rank` of `size`. It satisfies `engine.models.network.Sharding`."""
 
-    def __init__(self, rank: int, size: int, device: torch.device) -> None:
+    def __init__(
+        self, rank: int, size: int, device: torch.device, others: Ranks | None = None
+    ) -> None:
         self.rank = rank
         self.size = size
         self.device = device
+        self._others = others  # rank 0's
 
-    def join(self, meeting: str, others: Sequence[subprocess.Popen[bytes]] = ()) -> None:
+    def join(self, meeting: str) -> None:
         """Wait until all ranks are here; `meeting` is a file that they share.
 
-        Raises `RuntimeError` when one of `others` ended before it came, or nobody does for two minutes.
+        Raises `RuntimeError` when one ended before it came, or nobody does for two minutes.
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.rank)
@@ -65,21 +71,48 @@ class Shard:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         store = FileStore(meeting, self.size)
         store.set_timeout(_WAIT_FOR_START)
-        store.set(f"here-{self.rank}", "yes")
-        latest_s = time.monotonic() + _WAIT_FOR_START.total_seconds()
-        while not store.check([f"here-{rank}" for rank in range(self.size)]):
-            if any(other.poll() is not None for other in others):
-                message = "one of them ended at once"
-                raise RuntimeError(message)
-            if time.monotonic() > latest_s:
-                message = f"not all of them within {_WAIT_FOR_START.total_seconds():.0f} s"
-                raise RuntimeError(message)
-            time.sleep(_POLL_S)
+        self._store = store
+        self._await_all("here", limit_s=_WAIT_FOR_START.total_seconds())
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(
-            backend, store=store, rank=self.rank, world_size=self.size, timeout=_WAIT_FOR_WORK
+            backend, store=store, rank=self.rank, world_size=self.size, timeout=_WAIT_FOR_START
         )
-        dist.barrier()  # everybody has met: the file is needed no more
+        dist.barrier()
+        _set_pg_timeout(_WAIT_FOR_WORK)
+
+    def say_loaded(self) -> None:
+        """Another rank has its part of the model."""
+        self._store.set(f"loaded-{self.rank}", "yes")
+
+    def await_loaded(self, on_lost: Callable[[str], None]) -> None:
+        """Rank 0 waits until all have their part; from then on `on_lost` hears, in a thread, who ends.
+
+        Raises `ConfigError` when one cannot load its part.
+        """
+        assert self._others is not None
+        try:
+            self._await_all("loaded", limit_s=float("inf"))
+        except RuntimeError as error:
+            raise ConfigError(f"tensor_parallel: {error}") from error
+        self._others.watch(on_lost)
+        self._others.remove_folder()
+
+    def end_others(self) -> None:
+        """Rank 0 cannot go on."""
+        if self._others is not None:
+            self._others.end()
+
+    def _await_all(self, word: str, *, limit_s: float) -> None:
+        self._store.set(f"{word}-{self.rank}", "yes")
+        latest_s = time.monotonic() + limit_s
+        while not self._store.check([f"{word}-{rank}" for rank in range(self.size)]):
+            lost = self._others.lost() if self._others is not None else None
+            if lost is not None:
+                raise RuntimeError(lost)
+            if time.monotonic() > latest_s:
+                message = f"not all of them within {limit_s:.0f} s"
+                raise RuntimeError(message)
+            time.sleep(_POLL_S)
 
     # -- which part ------------------------------------------------------------------------------
 
@@ -212,41 +245,60 @@ def lead(config: EngineConfig, device: torch.device) -> Shard:
     if device.type == "cuda" and torch.cuda.device_count() < config.tensor_parallel:
         message = f"tensor_parallel: {config.tensor_parallel} GPUs were asked for, torch sees fewer"
         raise ConfigError(message)
-    folder = Path(tempfile.mkdtemp(prefix="kvgate-ranks-"))
-    meeting = str(folder / "meeting")
+    others = Ranks()
+    meeting = str(others.folder / "meeting")
     here = str(Path(__file__).parent.parent)
     path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-    others = []
-    for rank in range(1, config.tensor_parallel):
-        words = [sys.executable, "-P", "-m", "engine.shards", str(rank), meeting]
-        # they end with rank 0, whose connections they watch, and are killed with its process group
-        other = subprocess.Popen(  # noqa: S603 -- our own module
-            [*words, *as_flags(config)],
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-        )
-        others.append(other)
-    shard = Shard(0, config.tensor_parallel, device)
+    shard = Shard(0, config.tensor_parallel, device, others)
     try:
-        shard.join(meeting, others)
-    except (RuntimeError, TimeoutError) as error:
+        for rank in range(1, config.tensor_parallel):
+            words = [sys.executable, "-P", "-m", "engine.shards", str(rank), meeting]
+            others.start([*words, str(os.getpid()), *as_flags(config)], path=path)
+        shard.join(meeting)
+    except (RuntimeError, TimeoutError, OSError) as error:
+        others.end()
         raise ConfigError(f"tensor_parallel: the other ranks did not come ({error})") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        others.end()
+        raise
     return shard
 
 
 def main(arguments: Sequence[str]) -> int:
-    """A rank that follows: its number, where the ranks meet, and the engine's flags."""
+    """A rank that follows: its number, where the ranks meet, rank 0's process, the engine's flags.
+
+    0 when rank 0 has ended, 78 when this part cannot be loaded (one line says why), 70 for the rest.
+    """
     from engine.loading import load_part  # noqa: PLC0415 -- which imports this module
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    config = parse_config(arguments[2:], os.environ)
-    with contextlib.suppress(RuntimeError, StartError):  # rank 0 has ended; why, it says itself
-        shard, model, cache = load_part(config, rank=int(arguments[0]), meeting=arguments[1])
+    rank, meeting, parent = int(arguments[0]), arguments[1], int(arguments[2])
+    try:
+        # without the environment: rank 0 has read it, and a flag may have set a default again
+        config = parse_config(arguments[3:], {})
+        shard, model, cache = load_part(config, rank=rank, meeting=meeting)
         shard.follow(model, cache)
+    except StartError as error:
+        sys.stderr.write(f"kvgate engine, rank {rank}: {error}\n")
+        return CANNOT_START
+    except Exception:  # noqa: BLE001 - a process's last words
+        time.sleep(_PARENT_POLL_S)  # its connections end before its process does
+        if os.getppid() == parent:
+            sys.stderr.write(f"kvgate engine, rank {rank}: {traceback.format_exc()}")
+            return _FAILED
     return 0
 
 
+def _end_with(parent: int, meeting: str) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_POLL_S)
+    shutil.rmtree(Path(meeting).parent, ignore_errors=True)
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    os._exit(main(sys.argv[1:]))
+    for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 may have answers to finish
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(int(sys.argv[3]), sys.argv[2]), daemon=True).start()
+    code = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(code)

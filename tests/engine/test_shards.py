@@ -1,19 +1,25 @@
 """One model on two ranks: the same answers, half of the keys and values on each."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch._C._distributed_c10d import FileStore
 
 from engine.config import EngineConfig, as_flags, parse_config
-from engine.errors import ConfigError
+from engine.errors import ConfigError, ModelLoadError
 from engine.models.attention import Group, causal_mask
 from engine.models.network import Tile
-from engine.shards import Shard, _as_numbers, _as_tile, lead
+from engine.ranks import Ranks
+from engine.shards import Shard, _as_numbers, _as_tile, lead, main
 from engine.weights.load import load
 from tests.kit.hf_model import deepseek_v2, deepseek_v3, write_hf
 from tests.kit.stage import CPU, make_stage
@@ -109,5 +115,95 @@ def test_a_rank_that_cannot_start_is_noticed_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.shards.sys.executable", "/bin/false")
-    with pytest.raises(ConfigError, match=r"did not come \(one of them ended at once"):
+    with pytest.raises(ConfigError, match=r"did not come \(rank 1 has ended, with 1"):
         lead(EngineConfig(model=str(tmp_path), tensor_parallel=2), CPU)
+
+
+def test_a_rank_takes_the_flags_alone_and_says_why_it_cannot_load(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def load_part(config: EngineConfig, *, rank: int, meeting: str) -> None:
+        seen.append((config, rank, meeting))
+        raise ModelLoadError("the file is cut short")
+
+    monkeypatch.setattr("engine.loading.load_part", load_part)
+    monkeypatch.setenv("KVGATE_ENGINE__PREFIX_CACHE", "0")
+    config = parse_config(["--prefix-cache=1", "--tensor-parallel=2"], os.environ)
+    assert main(["1", "/meeting", str(os.getppid()), *as_flags(config)]) == 78
+    assert seen == [(config, 1, "/meeting")]
+    assert capsys.readouterr().err == "kvgate engine, rank 1: the file is cut short\n"
+
+
+def ranks_in(folder: Path) -> list[int]:
+    """Processes of ranks that meet below this folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            words = (process / "cmdline").read_bytes().decode().split("\0")
+            if "engine.shards" in words and f"{folder}/kvgate-ranks-" in "".join(words):
+                found.append(int(process.name))
+    return found
+
+
+@pytest.mark.parametrize("end", ["rank 1 is killed", "rank 0 is told to stop", "rank 0 is killed"])
+def test_no_rank_outlives_the_others(end: str, tmp_path: Path) -> None:
+    port_file = tmp_path / "port"
+    flags = ["--tensor-parallel", "2", "--threads", "1", "--kv-memory", "4MiB", "--port", "0"]
+    flags += ["--model", str(TinyLlama().write(tmp_path / "tiny")), "--dtype", "float32"]
+    engine = subprocess.Popen(
+        [sys.executable, "-m", "engine", *flags, "--port-file", str(port_file)],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert engine.stderr is not None
+    if end == "rank 1 is killed":
+        said = ""
+        while "ready" not in said:
+            said = engine.stderr.readline()
+            assert said
+        (rank,) = ranks_in(tmp_path)
+        os.kill(rank, signal.SIGKILL)
+    else:  # while they meet
+        while not ranks_in(tmp_path):
+            assert engine.poll() is None
+            time.sleep(0.01)
+        engine.send_signal(signal.SIGTERM if "stop" in end else signal.SIGKILL)
+    _, said = engine.communicate(timeout=60)  # to the pipe's end: that of all who hold it
+    assert engine.returncode == {"rank 1 is killed": 70, "rank 0 is told to stop": 0}.get(end, -9)
+    assert ("rank 1 has ended, with -9" in said) == (end == "rank 1 is killed")
+    assert list(tmp_path.glob("kvgate-ranks-*")) == []
+
+
+def test_a_rank_that_waits_in_the_meeting_ends_with_its_parent(tmp_path: Path) -> None:
+    meeting = tmp_path / "ranks" / "meeting"
+    meeting.parent.mkdir()
+    store = FileStore(str(meeting), 2)
+    store.set("here-0", "yes")  # who then never comes
+    script = (
+        "import os, subprocess, sys\n"
+        "words = [sys.executable, '-m', 'engine.shards', '1', sys.argv[1], str(os.getpid())]\n"
+        "subprocess.Popen([*words, '--tensor-parallel=2', '--device=cpu']).wait()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(meeting)], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    while not store.check(["here-1"]):
+        assert parent.poll() is None
+        time.sleep(0.02)
+    parent.kill()
+    _, said = parent.communicate(timeout=60)  # to the end of the pipe, which both hold
+    assert b"Traceback" not in said
+    assert not meeting.parent.exists()
+
+
+def test_rank_0_ends_with_one_line_when_another_cannot_load() -> None:
+    others = Ranks()
+    others.start([sys.executable, "-S", "-c", "raise SystemExit(78)"], path="")
+    shard = Shard(0, 2, CPU, others)
+    shard._store = FileStore(str(others.folder / "meeting"), 2)
+    with pytest.raises(
+        ConfigError, match=r"^tensor_parallel: rank 1 cannot start, and has said why$"
+    ):
+        shard.await_loaded(pytest.fail)
+    shard.end_others()
