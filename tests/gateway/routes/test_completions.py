@@ -398,5 +398,5 @@ async def test_what_is_remembered_of_a_request_keeps_no_answer_alive() -> None:
         await service.settled()
         (meta,) = await service.gateway.store.remove(Selector(None))
         gc.collect()
-        alive = [one for one in gc.get_objects() if isinstance(one, Entry)]
+        alive = [one for one in gc.get_objects() if type(one) is Entry]
         assert [one for one in alive if one.meta.key == meta.key] == []
