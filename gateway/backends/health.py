@@ -47,6 +47,7 @@ class _Record:
     down_until_s: float | None = None
     pause_s: float = 0.0
     probing: bool = False
+    next_probe_s: float = 0.0
     left_out_until_s: float = 0.0
 
     def failed_share(self) -> float:
@@ -106,7 +107,9 @@ class Health:
         if record.down_until_s is None:
             return 0.0
         left_s = max(0.0, record.down_until_s - self._clock())
-        return max(left_s, self._pause_s) if record.probing else left_s
+        # A probe may take as long as an answer: after a pause another may go beside it.
+        next_s = max(0.0, record.next_probe_s - self._clock())
+        return max(left_s, next_s) if record.probing else left_s
 
     def enter(self, name: str) -> bool:
         """Whether a call may go there now; of a backend that was down it is the probe.
@@ -118,6 +121,7 @@ class Health:
             return False
         record = self._of(name)
         record.probing = record.down_until_s is not None
+        record.next_probe_s = self._clock() + self._pause_s
         return True
 
     def began(self, name: str, waited_s: float) -> None:

@@ -90,6 +90,20 @@ def test_after_the_pause_one_call_probes_it_and_no_second_one() -> None:
     assert ward.health.wait_s("a") > 0
 
 
+def test_a_probe_that_takes_long_keeps_nobody_out_for_longer_than_a_pause() -> None:
+    ward = Ward()
+    ward.fail()
+    ward.clock.advance(5.0)
+    assert ward.health.enter("a")
+    ward.clock.advance(4.0)
+    assert (ward.health.enter("a"), ward.health.wait_s("a")) == (False, 1.0)
+    ward.clock.advance(1.0)
+    assert ward.health.enter("a")
+    assert not ward.health.enter("a")
+    ward.health.began("a", 0.1)
+    assert ward.health.state("a") == "up"
+
+
 def test_the_first_piece_of_the_probe_brings_it_up_and_its_past_is_forgotten() -> None:
     ward = Ward()
     ward.fail()
