@@ -36,7 +36,7 @@ from policies.contexts import (
 )
 from policies.directive import Directive
 from policies.keys import Principal, Scope, kv_salt
-from policies.plan import believed_user
+from policies.plan import Plan, believed_user, decide
 from policies.rules import Rules
 
 NAMES_S: Final = 5.0
@@ -52,6 +52,18 @@ class Fitted:
     call: Call
     terms: Terms | None = None
     without: str | None = None
+
+    def plan(self, directive: Directive, principal: Principal, rules: Rules, model: str) -> Plan:
+        """The plan of a client's call and of warming's alike. Raises: RequestError."""
+        return decide(
+            self.call,
+            directive,
+            principal,
+            rules,
+            model=model,
+            context=self.terms,
+            without=self.without,
+        )
 
 
 class Contexts:

@@ -103,15 +103,7 @@ class Warming:
         call, directive = self._read_item(item)
         target = self._router.target(call.model)
         fit = await self._fit(call, directive, principal)
-        plan = decide(
-            fit.call,
-            directive,
-            principal,
-            self._rules,
-            model=target.model,
-            context=fit.terms,
-            without=fit.without,
-        )
+        plan = fit.plan(directive, principal, self._rules, target.model)
         return Asked(fit.call, plan, target.backend)
 
     def _read_item(self, item: Item) -> tuple[Call, Directive]:

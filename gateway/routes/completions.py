@@ -45,7 +45,7 @@ from policies.directive import parse_directive
 from policies.embeddings import is_list
 from policies.keys import Principal
 from policies.outcome import Abandoned, Completed, Elsewhere, Failed, Outcome
-from policies.plan import Plan, decide
+from policies.plan import Plan
 from policies.rules import Rules
 
 _ID_PREFIX: Final[dict[Endpoint, str]] = {"chat": "chatcmpl-", "completions": "cmpl-"}
@@ -187,15 +187,7 @@ class Completions:
         )
         target = self._router.target(call.model)
         fit = await self._contexts.fit(call, directive, principal)
-        plan = decide(
-            fit.call,
-            directive,
-            principal,
-            self._rules,
-            model=target.model,
-            context=fit.terms,
-            without=fit.without,
-        )
+        plan = fit.plan(directive, principal, self._rules, target.model)
         size_bytes = len(raw) + sum(len(name) + len(value) for name, value in spoken)
         return Asked(fit.call, plan, target.backend, size_bytes, said)
 
