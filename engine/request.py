@@ -17,6 +17,7 @@ Priority = Literal["high", "medium", "low"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 LANES: tuple[Lane, ...] = ("interactive", "batch", "warm")  # first goes first
+_LANE_RANK: dict[Lane, int] = {lane: rank for rank, lane in enumerate(LANES)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,11 @@ class Sequence:
     @property
     def prompt_tokens(self) -> int:
         return len(self.request.prompt)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """First to run, last to step back: lane, then arrival."""
+        return _LANE_RANK[self.request.lane], self.serial
 
     @property
     def generated(self) -> int:

@@ -12,8 +12,7 @@ Order: lanes interactive > batch > warm, first come first served inside a lane. 
 youngest sequence of the lowest lane steps back and is computed again later, mostly out of the index:
 a request that fits the pool alone is always served.
 
-Two waiting sequences with the same beginning do not compute it twice: the first to be admitted *claims*
-the blocks it is about to compute, and the other is admitted when they are there.
+What sequences find of each other's blocks, and who waits for whom to compute them, is `sharing`.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from engine.kv.prefix import PrefixIndex, Retention
-from engine.request import LANES, GenerationRequest, Lane, Pick, Sequence, TokenEvent
-
-_LANE_RANK: dict[Lane, int] = {lane: rank for rank, lane in enumerate(LANES)}
+from engine.kv.prefix import PrefixIndex
+from engine.request import GenerationRequest, Pick, Sequence, TokenEvent
+from engine.sharing import Sharing
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +74,8 @@ class Limits:
     exact_decode: bool = True
 
 
-def _order(sequence: Sequence) -> tuple[int, int]:
-    """First to run, last to step back: lane, then arrival."""
-    return _LANE_RANK[sequence.request.lane], sequence.serial
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
 
 
 class Scheduler:
@@ -88,10 +85,12 @@ class Scheduler:
         self.index = index
         self.limits = limits
         self.end_tokens = end_tokens
-        self._waiting: list[Sequence] = []  # sorted by _order, as is _running
+        self._sharing = Sharing(
+            index, enabled=limits.prefix_cache, exact_decode=limits.exact_decode
+        )
+        self._waiting: list[Sequence] = []  # sorted by rank, as is _running
         self._running: list[Sequence] = []
         self._by_id: dict[str, Sequence] = {}
-        self._claims: dict[bytes, Sequence] = {}
         self._serial = 0
         self.preemptions = 0
 
@@ -124,7 +123,7 @@ class Scheduler:
         sequence = Sequence(request=request, serial=self._serial, tokens=list(request.prompt))
         self._serial += 1
         self._by_id[request.id] = sequence
-        insort(self._waiting, sequence, key=_order)
+        insort(self._waiting, sequence, key=_rank)
         return sequence
 
     def abort(self, request_id: str, *, now: float) -> TokenEvent | None:
@@ -173,7 +172,7 @@ class Scheduler:
             sequence = span.sequence
             pick = next(chosen) if span.sample else None
             sequence.computed = span.stop
-            self._publish(sequence, now=now)
+            self._sharing.publish(sequence, now=now)
             if pick is not None and span.stop < sequence.prompt_tokens:
                 sequence.scores.append(pick)  # the row's own target was scored, nothing sampled
             elif sequence.computed == len(sequence.tokens):
@@ -246,15 +245,15 @@ class Scheduler:
     def _admit(self, *, now: float) -> None:
         """Waiting sequences run, in order, until one does not fit: nobody overtakes it for ever."""
         for sequence in tuple(self._waiting):
-            if self._claims and sequence.awaits in self._claims:
+            if self._sharing.waits(sequence):
                 continue
-            shared = self._match(sequence)
-            sequence.awaits = self._claimed(sequence, len(shared))
+            shared = self._sharing.find(sequence)
+            sequence.awaits = self._sharing.awaited(sequence, len(shared))
             if sequence.awaits is not None:
                 continue
             while not self._place(sequence, shared, now=now):
                 lowest = self._running[-1] if self._running else None
-                if lowest is None or _order(lowest)[0] <= _order(sequence)[0]:
+                if lowest is None or lowest.rank[0] <= sequence.rank[0]:
                     return
                 self._preempt(lowest, now=now)
 
@@ -283,10 +282,9 @@ class Scheduler:
             sequence.turn = self.index.turn(sequence.chain)
             sequence.hit_tokens = hit = sequence.computed
             self.index.count(hit_tokens=hit, miss_tokens=len(sequence.tokens) - hit)
-        for key in sequence.chain[len(shared) :]:
-            self._claims.setdefault(key, sequence)
+        self._sharing.claim(sequence, from_block=len(shared))
         self._waiting.remove(sequence)
-        insort(self._running, sequence, key=_order)
+        insort(self._running, sequence, key=_rank)
         return True
 
     def _preempt(self, sequence: Sequence, *, now: float) -> None:
@@ -295,7 +293,7 @@ class Scheduler:
         self._release(sequence, now=now)
         sequence.preemptions += 1
         self.preemptions += 1
-        insort(self._waiting, sequence, key=_order)
+        insort(self._waiting, sequence, key=_rank)
 
     def _finish(self, sequence: Sequence, *, now: float) -> None:
         home = self._running if sequence.blocks else self._waiting
@@ -304,80 +302,13 @@ class Scheduler:
         del self._by_id[sequence.id]
 
     def _release(self, sequence: Sequence, *, now: float) -> None:
-        self.index.release(sequence.blocks, retention=self._retention(sequence, now), now=now)
-        sequence.blocks = []
+        self._sharing.release(sequence, now=now)
         sequence.computed = sequence.published = sequence.prefill_stop = 0
         sequence.scores.clear()
-        self._unclaim(sequence, from_block=0)
-
-    # -- sharing ---------------------------------------------------------------------------------
-
-    def _shares(self, sequence: Sequence) -> bool:
-        return self.limits.prefix_cache and sequence.request.reuse
-
-    def _extend_chain(self, sequence: Sequence) -> None:
-        if self._shares(sequence):
-            self.index.extend_chain(sequence.chain, sequence.tokens, sequence.request.salt)
-
-    def _match(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the beginning of this sequence already."""
-        if not self._shares(sequence):
-            return []
-        self._extend_chain(sequence)
-        if sequence.request.score_prompt:
-            return []  # every row's logits are wanted
-        return self.index.match(sequence.chain, sequence.tokens, sequence.request.salt)
-
-    def _claimed(self, sequence: Sequence, known: int) -> bytes | None:
-        """The key of the next block to compute, if a running sequence is about to publish it."""
-        if not self._shares(sequence) or sequence.request.score_prompt:
-            return None
-        if known >= (len(sequence.tokens) - 1) // self.index.block_tokens:
-            return None
-        key = sequence.chain[known]
-        claimant = self._claims.get(key)
-        # one of a lower lane may be slow to finish: then computing it twice is the smaller harm
-        waits = claimant is not None and _order(claimant)[0] <= _order(sequence)[0]
-        return key if waits else None
-
-    def _unclaim(self, sequence: Sequence, *, from_block: int) -> None:
-        for key in sequence.chain[from_block:]:
-            if self._claims.get(key) is sequence:
-                del self._claims[key]
-
-    def _publish(self, sequence: Sequence, *, now: float) -> None:
-        """Every block that became full is findable from now on."""
-        if not self._shares(sequence):
-            return
-        self._extend_chain(sequence)
-        exact = sequence.computed if self.limits.exact_decode else sequence.prefill_stop
-        full = min(sequence.computed, exact) // self.index.block_tokens
-        while sequence.published < full:
-            number = sequence.published
-            block = self.index.publish(
-                sequence.chain,
-                number,
-                sequence.tokens,
-                sequence.blocks,
-                salt=sequence.request.salt,
-                retention=self._retention(sequence, now),
-                turn=sequence.turn,
-            )
-            if block is None:
-                break
-            sequence.blocks[number] = block
-            sequence.published += 1
-            if self._claims.get(sequence.chain[number]) is sequence:
-                del self._claims[sequence.chain[number]]
-        if sequence.computed >= sequence.prefill_stop:
-            self._unclaim(sequence, from_block=sequence.published)
-
-    def _retention(self, sequence: Sequence, now: float) -> Retention:
-        return Retention(sequence.request.priority, now + sequence.request.ttl_s)
 
     def check_integrity(self) -> None:
         """References and sequences agree. Raises `AssertionError`; for tests, after every step."""
-        self.index.check_integrity()
+        self._sharing.check_integrity(self._running)
         pool = self.index.pool
         wanted = [0] * pool.total_blocks
         for sequence in self._running:
@@ -391,7 +322,6 @@ class Scheduler:
             assert pool.references(block) == count, f"block {block}: {pool.references(block)}"
         assert all(not sequence.blocks for sequence in self._waiting)
         assert len(self._by_id) == len(self._waiting) + len(self._running)
-        assert all(owner in self._running for owner in self._claims.values())
 
     def __repr__(self) -> str:
         return (

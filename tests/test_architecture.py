@@ -38,7 +38,7 @@ EMPTY_WORDS = frozenset({"utils", "util", "common", "helpers", "helper", "misc",
 TORCH_FREE = (
     "engine", "engine.config", "engine.errors", "engine.kv.blocks", "engine.kv.layout",
     "engine.kv.prefix", "engine.latency", "engine.models.config", "engine.models.rope", "engine.plan", "engine.request",
-    "engine.scheduler", "engine.text.detokenizer", "engine.weights.config_json",
+    "engine.scheduler", "engine.sharing", "engine.text.detokenizer", "engine.weights.config_json",
     "engine.weights.fetch", "engine.weights.shapes",
 )  # fmt: skip
 TESTED_ELSEWHERE = {

@@ -1,0 +1,117 @@
+"""What sequences have in common: finding, claiming and publishing blocks of the prefix index.
+
+Two waiting sequences with the same beginning do not compute it twice: the first to be admitted *claims*
+the blocks it is about to compute, and the other is admitted when they are there.
+
+    admitted   blocks |--found--|--found--|--claimed--|--claimed--|--partial--|
+    computed                              |-published-|
+    left       every claim that is still open is given up
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from engine.kv.prefix import PrefixIndex, Retention
+from engine.request import Sequence
+
+
+class Sharing:
+    """The index as sequences see it; knows who is computing what. Changes `blocks`, `chain`, `published`.
+
+    `enabled` False: nothing is found or published. `exact_decode` says that decode rows write the same
+    bits as prefill rows; else the blocks they wrote in stay private.
+    """
+
+    def __init__(self, index: PrefixIndex, *, enabled: bool, exact_decode: bool) -> None:
+        self.index = index
+        self._enabled = enabled
+        self._exact_decode = exact_decode
+        self._claims: dict[bytes, Sequence] = {}
+
+    def waits(self, sequence: Sequence) -> bool:
+        """Is the block that it awaits still being computed?"""
+        return bool(self._claims) and sequence.awaits in self._claims
+
+    def find(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the beginning of this sequence already. Takes no reference."""
+        if not self._shares(sequence):
+            return []
+        self._extend_chain(sequence)
+        if sequence.request.score_prompt:
+            return []  # every row's logits are wanted
+        return self.index.match(sequence.chain, sequence.tokens, sequence.request.salt)
+
+    def awaited(self, sequence: Sequence, known: int) -> bytes | None:
+        """The key of the next block to compute, if a running sequence is about to publish it."""
+        if not self._shares(sequence) or sequence.request.score_prompt:
+            return None
+        if known >= (len(sequence.tokens) - 1) // self.index.block_tokens:
+            return None
+        key = sequence.chain[known]
+        claimant = self._claims.get(key)
+        # one of a lower lane may be slow to finish: then computing it twice is the smaller harm
+        waits = claimant is not None and claimant.rank[0] <= sequence.rank[0]
+        return key if waits else None
+
+    def claim(self, sequence: Sequence, *, from_block: int) -> None:
+        for key in sequence.chain[from_block:]:
+            self._claims.setdefault(key, sequence)
+
+    def _unclaim(self, sequence: Sequence, *, from_block: int) -> None:
+        for key in sequence.chain[from_block:]:
+            if self._claims.get(key) is sequence:
+                del self._claims[key]
+
+    def publish(self, sequence: Sequence, *, now: float) -> None:
+        """Every block that became full is findable from now on."""
+        if not self._shares(sequence):
+            return
+        self._extend_chain(sequence)
+        exact = sequence.computed if self._exact_decode else sequence.prefill_stop
+        full = min(sequence.computed, exact) // self.index.block_tokens
+        while sequence.published < full:
+            number = sequence.published
+            block = self.index.publish(
+                sequence.chain,
+                number,
+                sequence.tokens,
+                sequence.blocks,
+                salt=sequence.request.salt,
+                retention=_retention(sequence, now),
+                turn=sequence.turn,
+            )
+            if block is None:
+                break
+            sequence.blocks[number] = block
+            sequence.published += 1
+            if self._claims.get(sequence.chain[number]) is sequence:
+                del self._claims[sequence.chain[number]]
+        if sequence.computed >= sequence.prefill_stop:
+            self._unclaim(sequence, from_block=sequence.published)
+
+    def release(self, sequence: Sequence, *, now: float) -> None:
+        """Give up its blocks and claims; what it published stays findable."""
+        self.index.release(sequence.blocks, retention=_retention(sequence, now), now=now)
+        sequence.blocks = []
+        self._unclaim(sequence, from_block=0)
+
+    def _shares(self, sequence: Sequence) -> bool:
+        return self._enabled and sequence.request.reuse
+
+    def _extend_chain(self, sequence: Sequence) -> None:
+        if self._shares(sequence):
+            self.index.extend_chain(sequence.chain, sequence.tokens, sequence.request.salt)
+
+    def check_integrity(self, running: Iterable[Sequence]) -> None:
+        """Only who runs claims anything. Raises `AssertionError`; for tests."""
+        self.index.check_integrity()
+        computing = set(running)
+        assert all(owner in computing for owner in self._claims.values())
+
+    def __repr__(self) -> str:
+        return f"Sharing(claims={len(self._claims)} {self.index!r})"
+
+
+def _retention(sequence: Sequence, now: float) -> Retention:
+    return Retention(sequence.request.priority, now + sequence.request.ttl_s)
