@@ -12,11 +12,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from engine.kv.missed import Missed
+from engine.kv.salts import Salt
+
 Lane = Literal["interactive", "batch", "warm"]
 Priority = Literal["high", "medium", "low"]
+Tier = Literal["hot", "warm", "cold"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 LANES: tuple[Lane, ...] = ("interactive", "batch", "warm")  # first goes first
+TIERS: tuple[Tier, ...] = ("hot", "warm", "cold")  # the pool, host memory, disk
 _LANE_RANK: dict[Lane, int] = {lane: rank for rank, lane in enumerate(LANES)}
 
 
@@ -48,20 +53,28 @@ class SamplingParams:
 class GenerationRequest:
     """One prompt to continue.
 
-    `salt` parts the prefix cache: KV of one salt is never seen under another. `priority` and `ttl_s`
-    say how long its blocks are worth keeping once nobody uses them. `reuse` False neither reads nor
-    feeds the prefix cache. `score_prompt` wants the log-probability of every prompt token.
+    `salt` parts the prefix cache: KV of one salt is never seen under another. `priority`, `ttl_s`,
+    `floor` and `ceiling` say how long its blocks are worth keeping once nobody uses them, and where
+    (`engine.kv.retention`). `reuse` False neither reads nor feeds the prefix cache. `score_prompt` wants
+    the log-probability of every prompt token. `session` names the conversation that it is a turn of.
+    `quota_bytes` is how much its salt may keep from now on. `own_salts` are others under which the asker
+    could have asked as well: what is there but not here may be told.
     """
 
     id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams
-    salt: str = ""
+    salt: Salt = ""
     priority: Priority = "medium"
     ttl_s: float = math.inf
+    floor: Tier | None = None
+    ceiling: Tier = "cold"
     lane: Lane = "interactive"
     reuse: bool = True
     score_prompt: bool = False
+    session: str | None = None
+    quota_bytes: int | None = None
+    own_salts: tuple[str, ...] = ()
 
 
 @dataclass(eq=False, slots=True)
@@ -77,6 +90,7 @@ class Sequence:
     published  how many leading blocks are in the prefix index
     turn     which turn of a conversation its prompt seems to be
     awaits   key of a block that a running sequence is about to publish; not admitted before
+    missed   why not all of the prompt was found, None when it was
     scores   of the prompt's tokens from the second on, for a request with `score_prompt`
     """
 
@@ -92,6 +106,7 @@ class Sequence:
     turn: int = 1
     preemptions: int = 0
     awaits: bytes | None = None
+    missed: Missed | None = None
     scores: list[Pick] = field(default_factory=list)
     sampler_state: Any = None
 

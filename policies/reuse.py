@@ -14,9 +14,11 @@ block has the front seat, so only the fronts are compared. What was evicted is r
 without which nobody would learn what holding on longer had brought; what is still waiting counts as
 having waited (censoring). Nothing is tuned to a trace and nothing looks ahead.
 
-The order of victims: expired first, then low before medium before high priority, then the smallest
-worth, then the longest unused. Only what was offered can go: the caller offers a block when nobody
-reads it and nothing cached builds on it, so tails go before heads.
+The order of victims: expired first, then what a conversation's next turn has superseded, then low
+before medium before high priority, then the smallest worth, then the longest unused; what is kept
+on purpose goes last. A block that many have built on (a system prompt) ages ``SHARED_AGE`` times as
+fast as others, so it outlives them without outliving its use. Only what was offered can go: the
+caller offers a block when nobody reads it and nothing cached builds on it, so tails go before heads.
 """
 
 from bisect import bisect_right
@@ -25,7 +27,7 @@ from collections.abc import Hashable
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from math import inf
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 from policies.eviction import Priority
 
@@ -49,7 +51,15 @@ GHOSTS: Final = 4
 FORGET_AT: Final = 400_000.0
 """Observations after which all counts are halved, so that old habits fade."""
 
-_RANK: Final[dict[Priority, int]] = {"low": 0, "medium": 1, "high": 2}
+SHARED_AGE: Final = 0.125
+"""How fast a block ages that many have built on, beside one."""
+
+Standing = Literal["superseded", "usual", "kept"]
+"""Of an offered block: worth nothing by now, as its priority says, or to be let go last."""
+
+_RANK: Final[dict[Priority, int]] = {"low": 1, "medium": 2, "high": 3}
+_FIRST: Final = 0
+_LAST: Final = 4
 
 
 class ReuseModel:
@@ -143,7 +153,7 @@ def index_by_bucket(came_back: list[float], ended: list[float]) -> list[float]:
 class _Known:
     """A block that is cached, or was."""
 
-    __slots__ = ("expires_at", "last", "rank", "stamp", "turn", "uses")
+    __slots__ = ("expires_at", "last", "rank", "shared", "stamp", "turn", "uses")
 
     def __init__(self, turn: int, last: int) -> None:
         self.turn = turn
@@ -151,6 +161,7 @@ class _Known:
         self.last = last
         self.stamp = 0  # of its offer; 0: not offered
         self.rank = 0
+        self.shared = False
         self.expires_at = inf
 
     @property
@@ -159,6 +170,8 @@ class _Known:
 
 
 _Front = list[tuple[int, int, K]]
+_Fronts = dict[tuple[Kind, bool], _Front[K]]
+"""Of one rank: the longest unused in front, by kind and by whether many built on them."""
 
 
 class ReuseOrder(Generic[K]):
@@ -171,7 +184,7 @@ class ReuseOrder(Generic[K]):
         self._known: dict[K, _Known] = {}
         self._ghosts: OrderedDict[K, None] = OrderedDict()
         self._model = ReuseModel()
-        self._fronts: tuple[dict[Kind, _Front[K]], ...] = ({}, {}, {})
+        self._fronts: tuple[_Fronts[K], ...] = tuple({} for _ in range(_LAST + 1))
         self._by_expiry: list[tuple[float, int, K]] = []
         self._offered = 0
         self._uses = 0
@@ -199,14 +212,27 @@ class ReuseOrder(Generic[K]):
         known = self._known.get(key)
         return None if known is None else known.turn
 
-    def offer(self, key: K, *, priority: Priority, expires_at: float) -> None:
+    def offer(
+        self,
+        key: K,
+        *,
+        priority: Priority,
+        expires_at: float,
+        standing: Standing = "usual",
+        shared: bool = False,
+    ) -> None:
         """``key`` may be evicted from now on. Raises: KeyError for one that was never added."""
         known = self._known[key]
         if not known.stamp:
             self._offered += 1
         self._stamp += 1
-        known.stamp, known.rank, known.expires_at = self._stamp, _RANK[priority], expires_at
-        front = self._fronts[known.rank].setdefault(known.kind, [])
+        known.stamp, known.rank, known.expires_at = (
+            self._stamp,
+            _rank(priority, standing),
+            expires_at,
+        )
+        known.shared = shared
+        front = self._fronts[known.rank].setdefault((known.kind, shared), [])
         heappush(front, (known.last, known.stamp, key))
         if expires_at < inf:
             heappush(self._by_expiry, (expires_at, known.stamp, key))
@@ -272,15 +298,16 @@ class ReuseOrder(Generic[K]):
         if self._model.observations >= self._learn_at:
             self._learn()
         for fronts in self._fronts:
-            best: tuple[float, int, K] | None = None
-            for kind, front in fronts.items():
+            best: tuple[float, float, K] | None = None
+            for (kind, shared), front in fronts.items():
                 while front and not self._is_current(front[0][2], front[0][1]):
                     heappop(front)
                 if front:
                     last, _, key = front[0]
-                    worth = self._model.worth(kind, self._uses - last)
-                    if best is None or (worth, last) < best[:2]:
-                        best = (worth, last, key)
+                    age = (self._uses - last) * (SHARED_AGE if shared else 1.0)
+                    worth = self._model.worth(kind, age)
+                    if best is None or (worth, -age) < best[:2]:
+                        best = (worth, -age, key)
             if best is not None:
                 return best[2]
         return None
@@ -308,3 +335,9 @@ class ReuseOrder(Generic[K]):
     def _is_current(self, key: K, stamp: int) -> bool:
         known = self._known.get(key)
         return known is not None and known.stamp == stamp
+
+
+def _rank(priority: Priority, standing: Standing) -> int:
+    if standing == "usual":
+        return _RANK[priority]
+    return _FIRST if standing == "superseded" else _LAST

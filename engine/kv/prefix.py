@@ -1,59 +1,30 @@
 """Which full blocks hold which tokens: the prefix index.
 
-A block is found by a key that covers everything before it (a hash chain, as in vLLM's prefix caching):
+A block is found by a key that covers everything before it (a hash chain, as in vLLM's prefix caching;
+`engine.kv.chain`), and what is found is believed only when its tokens, its salt and its parent are the
+ones asked for. The salt is in the root, so two salts share nothing, not even by collision of equal
+strings. A prompt may go on under a second salt: what is below is found by those who know both.
 
-    root  = blake2b(fingerprint, key=blake2b(salt))     one per salt and model
-    key_i = blake2b(key_{i-1} | tokens of block i)      256 bits
-
-and what is found is believed only when its tokens and its parent are the ones asked for. The salt is
-in the root, so two salts share nothing, not even by collision of equal strings.
-
-Blocks that nobody references stay until room is needed; then `policies.reuse` says which goes. Only
-blocks that no other builds on are offered to it, so tails go before heads and no orphan occupies the
-pool; priority and expiry are merged upwards on release. It learns by the key what comes back, evicted
-blocks included.
+Blocks that nobody references stay until room is needed; then the `Keeper` says which goes. Only blocks
+that no other builds on are offered to it, so tails go before heads and no orphan occupies the pool; what
+is wanted of a block is merged upwards on release.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from engine.kv.blocks import BlockPool
-from engine.request import Priority
-from policies.reuse import ReuseOrder
+from engine.kv.chain import Chains
+from engine.kv.keeper import Entry, Keeper
+from engine.kv.missed import Cause
+from engine.kv.retention import Retention
+from engine.kv.salts import Salt, salt_at
+from engine.kv.sessions import Sessions
 
-_RANK: dict[Priority, int] = {"low": 0, "medium": 1, "high": 2}
-_KEY_BYTES = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """How long a block is worth keeping once nobody references it. `expires_at` in seconds of `now`."""
-
-    priority: Priority = "medium"
-    expires_at: float = math.inf
-
-    def merged(self, other: Retention, *, now: float) -> Retention:
-        """The stronger wish of both; one that has expired counts for nothing."""
-        if self.expires_at <= now:
-            return other
-        strongest = max(self.priority, other.priority, key=_RANK.__getitem__)
-        return Retention(strongest, max(self.expires_at, other.expires_at))
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    key: bytes
-    parent: bytes
-    content: bytes
-    block: int
-    salt: str
-    retention: Retention
-    children: set[bytes] = field(default_factory=set)
+__all__ = ["Entry", "IndexStats", "PrefixIndex", "Retention"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,46 +37,61 @@ class IndexStats:
     miss_tokens: int
     evicted_blocks: int
     invalidated_blocks: int
+    evicted_by: dict[Cause, int]
+    pinned_blocks: int
+    broken_pins: int
 
 
 class PrefixIndex:
     """Finds, publishes, keeps and evicts full blocks of a `BlockPool`.
 
     A caller's `chain` is its list of keys: `extend_chain` appends to it, the other calls read it.
+    `clock` dates events and what is forgotten; `now` is the engine's own time, of ttls and pins.
     """
 
-    def __init__(self, pool: BlockPool, *, block_tokens: int, fingerprint: bytes = b"") -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        block_tokens: int,
+        fingerprint: bytes = b"",
+        block_bytes: int = 1,
+        clock: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.pool = pool
         self.block_tokens = block_tokens
-        self._fingerprint = fingerprint
-        self._entries: dict[bytes, _Entry] = {}
-        self._by_block: dict[int, _Entry] = {}
-        self._order: ReuseOrder[bytes] = ReuseOrder()
-        self._hit_tokens = self._miss_tokens = 0
-        self._evicted = self._invalidated = 0
+        self.keeper = Keeper(
+            blocks=pool.total_blocks,
+            block_tokens=block_tokens,
+            block_bytes=block_bytes,
+            clock=clock,
+        )
+        self.sessions = Sessions()
+        self._chains = Chains(fingerprint, block_tokens)
+        self._entries: dict[bytes, Entry] = {}
+        self._by_block: dict[int, Entry] = {}
+        self._firsts: dict[bytes, dict[bytes, None]] = {}  # root -> the blocks that begin there
+        self._hit_tokens = self._miss_tokens = self._invalidated = 0
 
     # -- keys ------------------------------------------------------------------------------------
 
     def root(self, salt: str) -> bytes:
         """The key before the first block. Nothing of another salt or model can be below it."""
-        key = hashlib.blake2b(salt.encode(), digest_size=_KEY_BYTES).digest()
-        return hashlib.blake2b(self._fingerprint, digest_size=_KEY_BYTES, key=key).digest()
+        return self._chains.root(salt)
 
-    def extend_chain(self, chain: list[bytes], tokens: Sequence[int], salt: str) -> None:
+    def extend_chain(self, chain: list[bytes], tokens: Sequence[int], salt: Salt) -> None:
         """Append the keys of the full blocks of `tokens` that `chain` does not have yet."""
-        parent = chain[-1] if chain else self.root(salt)
-        for number in range(len(chain), len(tokens) // self.block_tokens):
-            content = self._content(tokens, number)
-            parent = hashlib.blake2b(parent + content, digest_size=_KEY_BYTES).digest()
-            chain.append(parent)
+        self._chains.extend(chain, tokens, salt)
 
-    def _content(self, tokens: Sequence[int], number: int) -> bytes:
-        start = number * self.block_tokens
-        return array("I", tokens[start : start + self.block_tokens]).tobytes()
+    def chain(self, tokens: Sequence[int], salt: Salt) -> list[bytes]:
+        """The keys of the full blocks of `tokens`."""
+        keys: list[bytes] = []
+        self._chains.extend(keys, tokens, salt)
+        return keys
 
     # -- find ------------------------------------------------------------------------------------
 
-    def match(self, chain: Sequence[bytes], tokens: Sequence[int], salt: str) -> list[int]:
+    def match(self, chain: Sequence[bytes], tokens: Sequence[int], salt: Salt) -> list[int]:
         """The blocks of the longest known prefix. Takes no reference: `hold` them before `take`.
 
             tokens  |--block 0--|--block 1--|--block 2--|--rest--
@@ -114,23 +100,40 @@ class PrefixIndex:
 
         The last token is never matched: its logits are wanted, so its row must be computed.
         """
-        found: list[int] = []
-        parent = self.root(salt)
-        for number in range(min(len(chain), (len(tokens) - 1) // self.block_tokens)):
+        most = (len(tokens) - 1) // self.block_tokens
+        return [entry.block for entry in self.path(chain, tokens, salt, most=most)]
+
+    def path(
+        self, chain: Sequence[bytes], tokens: Sequence[int], salt: Salt, *, most: int
+    ) -> list[Entry]:
+        """At most so many blocks of what is known of this prompt, from the first on."""
+        found: list[Entry] = []
+        parent = self._chains.parent(chain, 0, salt)
+        for number in range(min(len(chain), most)):
             entry = self._entries.get(chain[number])
-            if entry is None or entry.parent != parent:
+            if entry is None or entry.parent != parent or entry.salt != salt_at(salt, number):
                 break
-            if entry.content != self._content(tokens, number):
+            if entry.content != self._chains.content(tokens, number):
                 break
-            found.append(entry.block)
+            found.append(entry)
             parent = entry.key
         return found
 
-    def lookup(self, tokens: Sequence[int], salt: str) -> int:
+    def lookup(self, tokens: Sequence[int], salt: Salt) -> int:
         """How many leading tokens a request with this prompt would find. Changes nothing."""
-        chain: list[bytes] = []
-        self.extend_chain(chain, tokens, salt)
-        return len(self.match(chain, tokens, salt)) * self.block_tokens
+        return len(self.match(self.chain(tokens, salt), tokens, salt)) * self.block_tokens
+
+    def beside(self, chain: Sequence[bytes], number: int, salt: Salt) -> Iterator[bytes]:
+        """What stands where block `number` of a prompt would, latest first: tokens as bytes.
+
+        Of its own salt alone: what others keep there is none of its business.
+        """
+        parent = self._chains.parent(chain, number, salt)
+        above = self._entries.get(parent)
+        there = above.children if above is not None else self._firsts.get(parent, {})
+        own = salt_at(salt, number)
+        entries = (self._entries[key] for key in reversed(there))
+        return (entry.content for entry in entries if entry.salt == own)
 
     def count(self, *, hit_tokens: int, miss_tokens: int) -> None:
         self._hit_tokens += hit_tokens
@@ -141,7 +144,7 @@ class PrefixIndex:
 
         The second turn of a conversation is 2, and so is a first question under a known system prompt.
         """
-        return 1 + max((self._order.turn_of(key) or 0 for key in chain), default=0)
+        return 1 + max((self.keeper.order.turn_of(key) or 0 for key in chain), default=0)
 
     # -- own -------------------------------------------------------------------------------------
 
@@ -149,22 +152,43 @@ class PrefixIndex:
         """One reference more to each matched block; none of them can be evicted until released."""
         for block in blocks:
             self.pool.hold(block)
-            self._order.touch(self._by_block[block].key)
+            self.keeper.used(self._by_block[block])
 
     def available_blocks(self) -> int:
         """How many blocks `take` could hand out."""
         return self.pool.free_blocks + self.pool.idle_blocks
 
-    def take(self, count: int, *, now: float) -> list[int] | None:
-        """`count` blocks with one reference each, or None. Evicts only what is short."""
+    def take(self, count: int, *, now: float, salt: Salt = "") -> list[int] | None:
+        """`count` blocks with one reference each, or None. Evicts only what is short.
+
+        A salt that keeps all it may gives its own blocks first.
+        """
         if self.available_blocks() < count:
             return None
+        for key in self.keeper.passes(now):
+            entry = self._entries[key]
+            self.keeper.unpins(entry, idle=self._idle(entry))
+        own = salt_at(salt, self.pool.total_blocks)
+        while self.pool.free_blocks < count and self.keeper.quotas.over(own, coming=count):
+            if not self._evict_own(own):
+                break
         while self.pool.free_blocks < count:
-            victim = self._order.pop(now=now)
-            assert victim is not None
-            self._forget_one(self._entries[victim])
-            self._evicted += 1
+            self._evict(self._entries[self.keeper.victim()])
         return [self.pool.take() for _ in range(count)]
+
+    def _idle(self, entry: Entry) -> bool:
+        return self.pool.references(entry.block) == 0
+
+    def _evict(self, entry: Entry, *, quota: bool = False) -> None:
+        self._forget_one(entry, self.keeper.evicts(entry, quota=quota))
+
+    def _evict_own(self, salt: str) -> bool:
+        """Give up the least valuable block of a salt that is over its quota; whether it has one."""
+        victim = self.keeper.own_victim(salt)
+        if victim is None:
+            return False
+        self._evict(self._entries[victim], quota=True)
+        return True
 
     def publish(
         self,
@@ -173,7 +197,7 @@ class PrefixIndex:
         tokens: Sequence[int],
         blocks: Sequence[int],
         *,
-        salt: str,
+        salt: Salt,
         retention: Retention,
         turn: int = 1,
     ) -> int | None:
@@ -185,15 +209,15 @@ class PrefixIndex:
 
         Returns the block the sequence is to go on with: its own, or an equal one published before
         (then its own is freed and the reference moves over). None when the block cannot be published:
-        what is before it is not this sequence's any more (invalidated), or the key belongs to other
-        tokens.
+        what is before it is not this sequence's any more (invalidated), the key belongs to other tokens,
+        or the salt may keep no more.
         """
         block = blocks[number]
-        parent = chain[number - 1] if number else self.root(salt)
+        parent = self._chains.parent(chain, number, salt)
         above = self._entries.get(parent)
         if number and (above is None or above.block != blocks[number - 1]):
             return None
-        content = self._content(tokens, number)
+        content = self._chains.content(tokens, number)
         known = self._entries.get(chain[number])
         if known is not None:
             if known.content != content or known.parent != parent:
@@ -203,12 +227,24 @@ class PrefixIndex:
                 self.pool.drop(block)
                 self.pool.give_back(block)
             return known.block
-        entry = _Entry(chain[number], parent, content, block, salt, retention)
+        entry = Entry(chain[number], parent, content, block, salt_at(salt, number), retention)
+        if not self._may_keep(entry.salt):
+            return None
         self._entries[entry.key] = self._by_block[block] = entry
-        if above is not None:
-            above.children.add(entry.key)
-        self._order.add(entry.key, turn=turn)
+        if above is None:
+            self._firsts.setdefault(parent, {})[entry.key] = None
+        else:
+            above.children[entry.key] = None
+            above.branches += 1
+        self.keeper.stored(entry, turn=turn)
         return block
+
+    def _may_keep(self, salt: str) -> bool:
+        """Whether the salt may keep one more block, its own having made room for it."""
+        while self.keeper.quotas.over(salt, coming=1):
+            if not self._evict_own(salt):
+                return False
+        return True
 
     def release(self, blocks: Sequence[int], *, retention: Retention, now: float) -> None:
         """Give up one reference to each block of a sequence, last block first.
@@ -216,49 +252,101 @@ class PrefixIndex:
         blocks  |--published--|--published--|--own, partial--|
         after        idle          idle            free          unless others hold them
         """
+        self.keeper.now = max(self.keeper.now, now)
         for block in reversed(blocks):
             entry = self._by_block.get(block)
             left = self.pool.drop(block)
             if entry is not None:
                 entry.retention = entry.retention.merged(retention, now=now)
                 if left == 0:
-                    self._rest(entry)
+                    self.keeper.rests(entry)
             elif left == 0:
                 self.pool.give_back(block)
 
-    def _rest(self, entry: _Entry) -> None:
-        """Nobody references the block any more: once nothing builds on it, it may be evicted."""
-        if not entry.children:
-            self._order.offer(
-                entry.key,
-                priority=entry.retention.priority,
-                expires_at=entry.retention.expires_at,
-            )
+    # -- keep ------------------------------------------------------------------------------------
+
+    def retain(self, entry: Entry, wanted: Retention) -> None:
+        """From now on this is wanted of a block of `path`, in place of what was."""
+        self.keeper.wants(entry, wanted, idle=self._idle(entry))
+
+    def supersede(self, leaf: bytes) -> int:
+        """A conversation has gone on without this block: it, and what led to it alone, goes first.
+
+        To be called when the next turn holds what it builds on. Returns how many blocks that are.
+        """
+        count = 0
+        entry = self._entries.get(leaf)
+        while entry is not None and self._idle(entry):
+            if any(not self._entries[child].superseded for child in entry.children):
+                break
+            entry.superseded = True
+            self.keeper.rests(entry)
+            count += 1
+            entry = self._entries.get(entry.parent)
+        return count
+
+    def set_quota(self, salt: str, limit_bytes: int | None) -> None:
+        """How much a salt may keep from now on (None: all there is). What is too much goes at once."""
+        quotas = self.keeper.quotas
+        if quotas.limit_bytes(salt) == limit_bytes:
+            return
+        if quotas.set(salt, limit_bytes):
+            for entry in self._entries.values():
+                if entry.salt == salt and self._idle(entry):
+                    self.keeper.rests(entry)
+        while quotas.over(salt) and self._evict_own(salt):
+            pass
 
     # -- forget ----------------------------------------------------------------------------------
 
     def invalidate(self, salt: str | None = None) -> int:
-        """Forget every block of a salt (None: all). Returns how many tokens can no longer be found.
+        """Forget every block of a salt (None: all) and what builds on it.
 
-        Blocks that are still held stay with their sequences; nobody else will find them.
+        Returns how many tokens can no longer be found. Blocks that are still held stay with their
+        sequences; nobody else will find them.
         """
-        entries = [e for e in self._entries.values() if salt is None or e.salt == salt]
-        for entry in entries:
-            self._order.discard(entry.key)
-            self._forget_one(entry)
-        self._invalidated += len(entries)
-        return len(entries) * self.block_tokens
+        return self._invalidate(e for e in self._entries.values() if salt is None or e.salt == salt)
 
-    def _forget_one(self, entry: _Entry) -> None:
+    def invalidate_from(self, tokens: Sequence[int], salt: Salt, *, from_token: int) -> int:
+        """Forget the blocks of a prompt from this token on, and whatever else builds on them."""
+        chain = self.chain(tokens, salt)
+        path = self.path(chain, tokens, salt, most=len(chain))
+        return self._invalidate(path[from_token // self.block_tokens :][:1])
+
+    def _invalidate(self, meant: Iterable[Entry]) -> int:
+        doomed = {entry.key: entry for entry in meant}
+        waiting = list(doomed.values())
+        while waiting:
+            for key in waiting.pop().children:
+                if key not in doomed:
+                    doomed[key] = self._entries[key]
+                    waiting.append(doomed[key])
+        for entry in doomed.values():
+            self.keeper.order.discard(entry.key)
+            self._forget_one(entry, "invalidated")
+        self._invalidated += len(doomed)
+        return len(doomed) * self.block_tokens
+
+    def _forget_one(self, entry: Entry, cause: Cause) -> None:
         del self._entries[entry.key]
         del self._by_block[entry.block]
+        self.keeper.gone(entry, cause)
         above = self._entries.get(entry.parent)
         if above is not None:
-            above.children.discard(entry.key)
-            if self.pool.references(above.block) == 0:
-                self._rest(above)
-        if self.pool.references(entry.block) == 0:
+            above.children.pop(entry.key, None)
+            if self._idle(above):
+                self.keeper.rests(above)
+        else:
+            self._forget_first(entry)
+        if self._idle(entry):
             self.pool.give_back(entry.block)
+
+    def _forget_first(self, entry: Entry) -> None:
+        firsts = self._firsts.get(entry.parent)
+        if firsts is not None:
+            firsts.pop(entry.key, None)
+            if not firsts:
+                del self._firsts[entry.parent]
 
     # -- look ------------------------------------------------------------------------------------
 
@@ -268,22 +356,30 @@ class PrefixIndex:
             idle_blocks=self.pool.idle_blocks,
             hit_tokens=self._hit_tokens,
             miss_tokens=self._miss_tokens,
-            evicted_blocks=self._evicted,
+            evicted_blocks=self.keeper.evicted.total(),
             invalidated_blocks=self._invalidated,
+            evicted_by=dict(self.keeper.evicted),
+            pinned_blocks=len(self.keeper.pins),
+            broken_pins=self.keeper.broken_pins,
         )
 
     def check_integrity(self) -> None:
         """Index, order and pool tell the same story. Raises `AssertionError`."""
         self.pool.check_integrity()
         assert len(self._entries) == len(self._by_block)
+        assert all(firsts for firsts in self._firsts.values())
+        kept = Counter(entry.salt for entry in self._entries.values())
+        assert kept == self.keeper.quotas.blocks_kept
         for key, entry in self._entries.items():
             assert entry.key == key
             assert self._by_block[entry.block] is entry
             idle = self.pool.references(entry.block) == 0
-            offered = key in self._order
+            offered = key in self.keeper.order
             assert offered == (idle and not entry.children), f"block {entry.block} {offered=}"
             above = self._entries.get(entry.parent)
-            assert above is not None or entry.parent == self.root(entry.salt), "an orphan"
+            first = key in self._firsts.get(entry.parent, ())
+            assert first == (above is None), "an orphan"
+            assert first == (entry.parent == self.root(entry.salt))
             if above is not None:
                 assert key in above.children
                 references = self.pool.references(above.block)

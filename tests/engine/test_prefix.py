@@ -158,7 +158,7 @@ def test_a_block_goes_only_when_nothing_builds_on_it() -> None:
     index = make(4)
     kept(index, list(range(12)), priority="low", expires_at=1.0)
     kept(index, [*range(8), *range(20, 24)], priority="high")
-    assert repr(index._order).startswith("<ReuseOrder 2 offered, 4 cached")
+    assert repr(index.keeper.order).startswith("<ReuseOrder 2 offered, 4 cached")
     lost = []
     while index.take(1, now=9.0):
         index.check_integrity()
