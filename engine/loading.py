@@ -58,6 +58,8 @@ def make_service(
         BlockPool(cache.blocks),
         block_tokens=config.block_tokens,
         fingerprint=_root(loaded, cache.layout).encode(),
+        block_bytes=cache.layout.block_bytes,
+        clock=wall_clock,
     )
     limits = Limits(
         chunk_tokens=runner.tile_tokens,

@@ -236,7 +236,7 @@ class Scheduler:
         """Each running sequence has room for all its tokens, or steps back."""
         for sequence in tuple(self._running):
             while sequence.blocks and len(sequence.blocks) < self._blocks_for(len(sequence.tokens)):
-                taken = self.index.take(1, now=now)
+                taken = self.index.take(1, now=now, salt=sequence.request.salt)
                 if taken is not None:
                     sequence.blocks.extend(taken)
                 else:
@@ -272,7 +272,8 @@ class Scheduler:
         if self.index.available_blocks() - idle < need + spare:
             return False
         self.index.hold(shared)
-        own = self.index.take(need, now=now)
+        self._sharing.begin(sequence, found=len(shared))
+        own = self.index.take(need, now=now, salt=sequence.request.salt)
         assert own is not None
         sequence.blocks = shared + own
         sequence.computed = len(shared) * self.index.block_tokens

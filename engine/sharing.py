@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from engine.kv.missed import Missed
 from engine.kv.prefix import PrefixIndex, Retention
+from engine.kv.salts import salt_at
+from engine.kv.why import why_missed
 from engine.request import Sequence
 
 
@@ -41,6 +44,39 @@ class Sharing:
         if sequence.request.score_prompt:
             return []  # every row's logits are wanted
         return self.index.match(sequence.chain, sequence.tokens, sequence.request.salt)
+
+    def begin(self, sequence: Sequence, *, found: int) -> None:
+        """It holds what it found, and takes blocks of its own next: say what it missed, and make room.
+
+        What its conversation has left behind goes first, and its salt's quota holds from now on.
+        """
+        if sequence.preemptions:
+            return  # what it missed and superseded is known
+        request = sequence.request
+        if not self._shares(sequence) or request.score_prompt:
+            sequence.missed = Missed("reuse_off", 0)
+            return
+        sequence.missed = why_missed(
+            self.index,
+            sequence.chain,
+            sequence.tokens,
+            request.salt,
+            found=found,
+            own_salts=request.own_salts,
+        )
+        if request.quota_bytes is not None:
+            self.index.set_quota(self._own_salt(sequence), request.quota_bytes)
+        if request.session is not None:
+            leaf = self.index.sessions.left_behind(self._session(sequence), request.prompt)
+            if leaf is not None:
+                self.index.supersede(leaf)
+
+    def _own_salt(self, sequence: Sequence) -> str:
+        return salt_at(sequence.request.salt, self.index.pool.total_blocks)
+
+    def _session(self, sequence: Sequence) -> str:
+        """The name of its conversation: nobody else's is meant by it."""
+        return f"{self._own_salt(sequence)}\n{sequence.request.session}"
 
     def awaited(self, sequence: Sequence, known: int) -> bytes | None:
         """The key of the next block to compute, if a running sequence is about to publish it."""
@@ -92,6 +128,9 @@ class Sharing:
 
     def release(self, sequence: Sequence, *, now: float) -> None:
         """Give up its blocks and claims; what it published stays findable."""
+        if sequence.request.session is not None and sequence.published:
+            leaf = sequence.chain[sequence.published - 1]
+            self.index.sessions.note(self._session(sequence), sequence.request.prompt, leaf)
         self.index.release(sequence.blocks, retention=_retention(sequence, now), now=now)
         sequence.blocks = []
         self._unclaim(sequence, from_block=0)
@@ -114,4 +153,6 @@ class Sharing:
 
 
 def _retention(sequence: Sequence, now: float) -> Retention:
-    return Retention(sequence.request.priority, now + sequence.request.ttl_s)
+    request = sequence.request
+    expires_at = now + request.ttl_s
+    return Retention(request.priority, expires_at, floor=request.floor, ceiling=request.ceiling)

@@ -1,6 +1,9 @@
 """Which blocks are found again, which are kept, and which go."""
 
 import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -9,57 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from engine.kv.blocks import BlockPool
 from engine.kv.prefix import PrefixIndex, Retention
-
-P = 4
-MEDIUM = Retention()
-
-
-class Holder:
-    """What the scheduler would keep for one sequence."""
-
-    def __init__(self, index: PrefixIndex, tokens: list[int], salt: str = "") -> None:
-        self.index, self.tokens, self.salt = index, tokens, salt
-        self.chain: list[bytes] = []
-        index.extend_chain(self.chain, tokens, salt)
-        self.shared = index.match(self.chain, tokens, salt)
-        index.hold(self.shared)
-        need = -(-len(tokens) // index.block_tokens) - len(self.shared)
-        own = index.take(need, now=0.0)
-        if own is None:
-            index.release(self.shared, retention=MEDIUM, now=0.0)
-            raise MemoryError
-        self.blocks = self.shared + own
-
-    def publish(self, retention: Retention = MEDIUM) -> list[int | None]:
-        results = []
-        for number in range(len(self.tokens) // self.index.block_tokens):
-            block = self.index.publish(
-                self.chain,
-                number,
-                self.tokens,
-                self.blocks,
-                salt=self.salt,
-                retention=retention,
-            )
-            results.append(block)
-            if block is None:
-                break
-            self.blocks[number] = block
-        return results
-
-    def leave(self, *, now: float = 0.0, retention: Retention = MEDIUM) -> None:
-        self.index.release(self.blocks, retention=retention, now=now)
-        self.blocks = []
-
-
-def make(blocks: int = 8) -> PrefixIndex:
-    return PrefixIndex(BlockPool(blocks), block_tokens=P, fingerprint=b"model")
-
-
-def kept(index: PrefixIndex, tokens: list[int], salt: str = "", **how: object) -> None:
-    holder = Holder(index, tokens, salt)
-    holder.publish(Retention(**how) if how else MEDIUM)  # type: ignore[arg-type]
-    holder.leave(retention=Retention(**how) if how else MEDIUM)  # type: ignore[arg-type]
+from engine.kv.salts import Layered, Salt
+from tests.kit.holder import MEDIUM, Holder, P, kept, make
 
 
 @pytest.mark.parametrize(
@@ -209,6 +163,50 @@ def test_a_running_sequence_survives_invalidation_and_publishes_no_more() -> Non
     index.check_integrity()
 
 
+def test_a_salt_that_is_forgotten_takes_what_others_built_on_it_along() -> None:
+    index = make()
+    kept(index, list(range(9)), Layered("base", "ann", 1))
+    kept(index, list(range(9)), "ann")
+    assert index.invalidate("base") == 8
+    assert index.lookup(list(range(9)), "ann") == 8
+    index.check_integrity()
+
+
+def test_a_prompt_is_forgotten_from_a_token_on_and_what_else_builds_there() -> None:
+    index = make(8)
+    kept(index, list(range(16)))
+    kept(index, [*range(8), *range(90, 98)])
+    assert index.invalidate_from(list(range(16)), "", from_token=5) == 5 * P
+    assert index.lookup(list(range(17)), "") == 4
+    assert index.invalidate_from(list(range(16)), "", from_token=4) == 0
+    assert index.invalidate_from(list(range(16)), "other", from_token=0) == 0
+    index.check_integrity()
+
+
+def test_two_users_of_one_base_keep_it_once_and_find_nothing_of_each_other() -> None:
+    index = make(16)
+    base, question = list(range(8)), list(range(20, 29))
+    ann, bob = Layered("base", "ann", 2), Layered("base", "bob", 2)
+    kept(index, base + question, ann)
+    assert index.lookup(base + question, ann) == 16
+    assert index.lookup(base + question, bob) == 8
+    assert index.lookup(base + question, "base") == 8
+    assert index.lookup(base + question, "ann") == index.lookup(base + question, "bob") == 0
+    kept(index, base + question, bob)
+    assert index.stats().blocks == 2 + 2 + 2, "the base once"
+    index.check_integrity()
+
+
+def test_without_a_block_of_the_base_all_is_under_ones_own_salt() -> None:
+    index = make()
+    kept(index, list(range(9)), Layered("base", "ann", 0))
+    assert index.lookup(list(range(9)), "ann") == 8
+    assert index.lookup(list(range(9)), "base") == 0
+
+
+SALTS: list[Salt] = ["", "s", Layered("s", "", 1), Layered("s", "t", 2)]
+
+
 class IndexMachine(RuleBasedStateMachine):
     """Sequences of few distinct tokens come, publish, leave and are invalidated in any order."""
 
@@ -218,12 +216,10 @@ class IndexMachine(RuleBasedStateMachine):
         self.holders: list[Holder] = []
         self.now = 0.0
 
-    @rule(
-        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9), salt=st.sampled_from(["", "s"])
-    )
-    def come(self, tokens: list[int], salt: str) -> None:
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9), salt=st.sampled_from(SALTS))
+    def come(self, tokens: list[int], salt: Salt) -> None:
         try:
-            self.holders.append(Holder(self.index, tokens, salt))
+            self.holders.append(Holder(self.index, tokens, salt, now=self.now))
         except MemoryError:
             assert self.index.available_blocks() < 5
 
@@ -245,9 +241,42 @@ class IndexMachine(RuleBasedStateMachine):
         wish = Retention(priority, self.now + ttl_s)  # type: ignore[arg-type]
         holder.leave(now=self.now, retention=wish)
 
+    @rule(salt=st.sampled_from(["", "s", "t"]), blocks=st.sampled_from([None, 0, 1, 3]))
+    def allow(self, salt: str, blocks: int | None) -> None:
+        before = Counter(self.index.keeper.quotas.blocks_kept)
+        self.index.set_quota(salt, blocks)
+        after = self.index.keeper.quotas.blocks_kept
+        assert {one for one in before if before[one] != after[one]} <= {salt}, "another's went"
+
+    @rule(
+        tokens=st.lists(st.integers(0, 1), min_size=2, max_size=9),
+        salt=st.sampled_from(SALTS),
+        until=st.sampled_from([-math.inf, 1.0, 3.0, math.inf]),
+        floor=st.sampled_from([None, "hot", "cold"]),
+    )
+    def retain(self, tokens: list[int], salt: Salt, until: float, floor: Any) -> None:
+        chain = self.index.chain(tokens, salt)
+        for entry in self.index.path(chain, tokens, salt, most=9):
+            wanted = replace(entry.retention, pinned_until=self.now + until, floor=floor)
+            self.index.retain(entry, wanted)
+
+    @precondition(lambda self: self.holders)
+    @rule(data=st.data())
+    def supersede(self, data: st.DataObject) -> None:
+        for key in data.draw(st.sampled_from(self.holders)).chain:
+            self.index.supersede(key)
+
     @rule(salt=st.sampled_from([None, "", "s"]))
     def invalidate(self, salt: str | None) -> None:
         self.index.invalidate(salt)
+
+    @rule(
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9),
+        salt=st.sampled_from(SALTS),
+        start=st.integers(0, 9),
+    )
+    def invalidate_from(self, tokens: list[int], salt: Salt, start: int) -> None:
+        self.index.invalidate_from(tokens, salt, from_token=start)
 
     @invariant()
     def the_books_agree(self) -> None:

@@ -1,7 +1,13 @@
 """Who waits for whose blocks, and what of them is findable when."""
 
+from dataclasses import replace
+
+import pytest
+
 from engine.kv.blocks import BlockPool
+from engine.kv.missed import Missed
 from engine.kv.prefix import PrefixIndex
+from engine.kv.salts import Layered
 from engine.request import GenerationRequest, Lane, SamplingParams, Sequence
 from engine.sharing import Sharing
 
@@ -104,3 +110,49 @@ def test_nothing_is_shared_when_it_is_off() -> None:
     assert bench.sharing.find(bench.sequence()) == []
     assert bench.sharing.awaited(bench.sequence(), 0) is None
     assert one.chain == []
+
+
+def test_a_sequence_is_told_what_it_missed_once() -> None:
+    bench = Bench()
+    first, second = bench.sequence(), bench.sequence()
+    bench.start(first)
+    bench.sharing.begin(first, found=0)
+    assert first.missed == Missed("never_seen", 0)
+    bench.compute(first, len(PROMPT))
+    bench.sharing.begin(second, found=len(bench.sharing.find(second)))
+    assert second.missed is None
+    first.preemptions = 1
+    bench.sharing.begin(first, found=3)
+    assert first.missed == Missed("never_seen", 0), "found again is its own"
+
+
+@pytest.mark.parametrize("how", [{"enabled": False}, {"scored": True}])
+def test_who_does_not_look_is_told_so(how: dict[str, bool]) -> None:
+    bench = Bench(enabled=how.get("enabled", True))
+    one = bench.sequence(scored=how.get("scored", False))
+    bench.sharing.begin(one, found=0)
+    assert one.missed == Missed("reuse_off", 0)
+
+
+def test_a_request_brings_its_quota_its_floor_and_its_conversation() -> None:
+    bench = Bench()
+    one = bench.sequence()
+    one.request = replace(
+        one.request, salt=Layered("base", "ann", 1), quota_bytes=2, session="c", floor="warm"
+    )
+    bench.start(one)
+    bench.sharing.begin(one, found=0)
+    bench.compute(one, len(PROMPT))
+    assert one.published == 3, "a block of the base is not the asker's"
+    bench.sharing.release(one, now=0.0)
+    assert bench.index.keeper.quotas.blocks_kept == {"base": 1, "ann": 2}
+    path = bench.index.path(one.chain, PROMPT, one.request.salt, most=3)
+    assert {entry.retention.floor for entry in path} == {"warm"}
+    assert len(bench.index.sessions) == 1
+    shorter = bench.sequence()
+    shorter.request = replace(one.request, id="r9", prompt=(*PROMPT[:4], *PROMPT))
+    shorter.tokens = list(shorter.request.prompt)
+    bench.index.hold(bench.sharing.find(shorter))
+    bench.sharing.begin(shorter, found=1)
+    bench.index.take(bench.index.pool.free_blocks + 1, now=0.0)
+    assert bench.index.stats().evicted_by == {"superseded": 1}

@@ -33,6 +33,39 @@ def drained(order: ReuseOrder[str], now: float = 0.0) -> list[str]:
     return found
 
 
+def test_the_superseded_go_first_and_what_is_kept_goes_last() -> None:
+    order: ReuseOrder[str] = ReuseOrder()
+    for key in "kshml":
+        order.add(key, turn=1)
+    order.offer("k", priority="low", expires_at=inf, standing="kept")
+    order.offer("l", priority="low", expires_at=inf)
+    order.offer("h", priority="high", expires_at=inf)
+    order.offer("m", priority="medium", expires_at=inf)
+    order.offer("s", priority="high", expires_at=inf, standing="superseded")
+    assert drained(order) == ["s", "l", "m", "h", "k"]
+
+
+def test_expired_is_expired_whatever_it_stands_for() -> None:
+    order: ReuseOrder[str] = ReuseOrder()
+    for key in "ks":
+        order.add(key, turn=1)
+    order.offer("k", priority="high", expires_at=1.0, standing="kept")
+    order.offer("s", priority="low", expires_at=inf, standing="superseded")
+    assert drained(order, now=2.0) == ["k", "s"]
+
+
+def test_what_many_built_on_ages_slowly() -> None:
+    order = offered("a", "b")
+    order.touch("a")
+    order.touch("b")  # ages 1 and 0
+    for key in "abc":
+        order.add(key, turn=1)
+    order.offer("a", priority="medium", expires_at=inf, shared=True)
+    for key in "bc":
+        order.offer(key, priority="medium", expires_at=inf)
+    assert drained(order) == ["b", "a", "c"]
+
+
 def test_without_experience_the_longest_unused_goes_first() -> None:
     order = offered("a", "b", "c")
     order.touch("a")
