@@ -30,13 +30,13 @@ from gateway.context_records import ContextRecords
 from gateway.contexts import Contexts
 from gateway.errors import error_body
 from gateway.flights import Flights, Tasks
-from gateway.journal import Journal, Price
+from gateway.journal import Journal
+from gateway.journal_open import open_journal
 from gateway.metrics import Metrics
 from gateway.numbers import Numbers, added_up
 from gateway.pipeline import Pipeline
 from gateway.places import Places, open_places
 from gateway.recall import Recall
-from gateway.request_log import RequestLog
 from gateway.router import Router, Served
 from gateway.routes.analytics import Analytics
 from gateway.routes.cache import Cache
@@ -126,7 +126,9 @@ async def build(
     store = places.tiers
     flights, recall = Flights(tasks), Recall()
     conversations = Conversations(now)
-    journal = _journal(config, conversations, log_stream or sys.stderr, team)
+    journal = open_journal(
+        config, conversations, log_stream or sys.stderr, router, team, now=now, clock=clock
+    )
     traffic = Traffic(places=config.warm.concurrency, clock=time.monotonic)
     pipeline = Pipeline(
         rules=rules,
@@ -136,6 +138,8 @@ async def build(
         now=now,
         draw=draw,
         store_failed=journal.store_failed,
+        stored=journal.stored,
+        cleared=journal.cleared,
         spent=journal.spent,
         in_the_air=traffic.of,
         leading=places.leading,
@@ -178,18 +182,6 @@ def _engines(config: Config, tasks: Tasks, team: Team | None) -> Engines | None:
 def _metrics(config: Config, router: Router) -> Metrics:
     tenants = [tenant.name for tenant in config.tenants] or [OPEN_TENANT]
     return Metrics(models=router.models(), tenants=tenants)
-
-
-def _journal(
-    config: Config, conversations: Conversations, log_stream: TextIO, team: Team | None
-) -> Journal:
-    prices = {
-        model: Price(price.miss_per_mtok, price.hit_per_mtok, price.output_per_mtok)
-        for model, price in config.prices.items()
-    }
-    server, worker = config.server, team.number if team else None
-    log = RequestLog(server.log_level, server.log_format, log_stream, worker=worker)
-    return Journal(prices, log, conversations)
 
 
 def _mount(
@@ -397,4 +389,4 @@ async def _lifetime(
             if gateway.engines is not None:
                 last.push_async_callback(gateway.engines.stop)
             await gateway.tasks.close()
-            gateway.journal.settle()
+            await gateway.journal.close()

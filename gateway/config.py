@@ -34,6 +34,7 @@ from gateway.config_sections import (
     Engine,
     Failover,
     Freshness,
+    JournalFile,
     Prefix,
     Price,
     Profile,
@@ -86,6 +87,7 @@ class Config(BaseSettings):
     freshness: Freshness = Freshness()
     limits: RequestLimits = RequestLimits()
     store: Store = Store()
+    journal: JournalFile = JournalFile()
     warm: Warm = Warm()
     prices: dict[Text, Price] = Field(default_factory=dict)
     _warnings: tuple[Problem, ...] = PrivateAttr(default=())

@@ -231,6 +231,14 @@ class RequestLimits(Section):
     max_body_bytes: Size = 16 * 2**20
 
 
+class JournalFile(Section):
+    """What ``kvgate replay`` reads: a line for each call, hashes and counts only."""
+
+    path: Text | None = None
+    max_bytes: Annotated[Size, Field(ge=2**16)] = 64 * 2**20
+    files: Annotated[Whole, Field(ge=1, le=1000)] = 4
+
+
 class Store(Section):
     """What all tiers share."""
 

@@ -9,16 +9,19 @@ prices; ``gateway.savings`` says what of it is left when warming and renewals ar
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
 from gateway.analytics import Conversations
+from gateway.config import Config
+from gateway.journal_file import JournalFile
 from gateway.request_log import Answered, RequestLog, Visit
 from gateway.store.base import StoreError
 from gateway.tally import Purpose, Statistics
+from policies.freshness import EntryMeta
 from policies.outcome import Completed, Errand, Outcome, Usage
 from policies.plan import Plan
 
@@ -43,6 +46,27 @@ class Price:
             + usage.completion_tokens * self.output_per_mtok
         ) / 1e6
 
+    def saved(self, outcome: Outcome) -> float:
+        """What the call would have cost more without caching."""
+        if outcome.forwarded == "partial":
+            return outcome.tokens_saved * self.miss_per_mtok / 1e6
+        if outcome.collapsed:
+            # Computed at the same time it would have found the same prefix.
+            return self.of(
+                Usage(outcome.prompt_tokens, outcome.completion_tokens, outcome.hit_tokens)
+            )
+        if outcome.level in {"response", "semantic"}:
+            return self.of(Usage(outcome.prompt_tokens, outcome.completion_tokens))
+        return outcome.hit_tokens * (self.miss_per_mtok - self.hit_per_mtok) / 1e6
+
+
+def prices_of(config: Config) -> Mapping[str, Price]:
+    """The configured prices by model."""
+    return {
+        model: Price(price.miss_per_mtok, price.hit_per_mtok, price.output_per_mtok)
+        for model, price in config.prices.items()
+    }
+
 
 _log = structlog.get_logger("kvgate")
 
@@ -55,8 +79,10 @@ class Journal:
         prices: Mapping[str, Price],
         log: RequestLog,
         conversations: Conversations | None = None,
+        file: JournalFile | None = None,
     ) -> None:
         self.statistics = Statistics()
+        self._file = file
         self._conversations = conversations
         self._prices = prices
         self._log = log
@@ -83,6 +109,16 @@ class Journal:
         self._log.answered(answered)
         if self._conversations is not None:
             self._conversations.note(answered)
+        if self._file is not None:
+            self._file.calls(answered)
+            self.statistics.journal_lines = self._file.written
+            self.statistics.journal_lost = self._file.lost
+
+    async def close(self) -> None:
+        """Settle, and have the file written to its end."""
+        self.settle()
+        if self._file is not None:
+            await asyncio.to_thread(self._file.close)
 
     def refused(
         self, *, request_id: str, endpoint: str, status: int, code: str, seconds: float
@@ -98,6 +134,16 @@ class Journal:
         price = self._prices.get(plan.model) or self._prices.get("default")
         money = 0.0 if price is None else price.of(ending.usage)
         self.statistics.spent(purpose).add(ending, money=money)
+
+    def stored(self, meta: EntryMeta) -> None:
+        """An answer was handed to the store."""
+        if self._file is not None:
+            self._file.stored(meta)
+
+    def cleared(self, gone: Sequence[EntryMeta]) -> None:
+        """Answers were removed because somebody said so."""
+        if self._file is not None:
+            self._file.cleared(gone)
 
     def store_failed(self, error: Exception) -> None:
         """An answer was given and could not be stored."""
@@ -132,18 +178,4 @@ class Journal:
 
     def _money(self, model: str, outcome: Outcome) -> float:
         price = self._prices.get(model) or self._prices.get("default")
-        if price is None:
-            return 0.0
-        if outcome.forwarded == "partial":
-            return outcome.tokens_saved * price.miss_per_mtok / 1e6
-        if outcome.collapsed:
-            # Computed at the same time it would have found the same prefix.
-            return price.of(
-                Usage(outcome.prompt_tokens, outcome.completion_tokens, outcome.hit_tokens)
-            )
-        if outcome.level in {"response", "semantic"}:
-            return (
-                outcome.prompt_tokens * price.miss_per_mtok
-                + outcome.completion_tokens * price.output_per_mtok
-            ) / 1e6
-        return outcome.hit_tokens * (price.miss_per_mtok - price.hit_per_mtok) / 1e6
+        return 0.0 if price is None else price.saved(outcome)

@@ -97,6 +97,8 @@ class Pipeline:
         now: Callable[[], float],
         draw: Callable[[], float],
         store_failed: Callable[[Exception], None] = lambda _: None,
+        stored: Callable[[EntryMeta], None] = lambda _: None,
+        cleared: Callable[[Sequence[EntryMeta]], None] = lambda _: None,
         spent: Callable[[Errand, Plan, Completed], None] = lambda *_: None,
         in_the_air: Callable[[Lane], AbstractContextManager[None]] = lambda _: nullcontext(),
         leading: Leading | None = None,
@@ -109,6 +111,8 @@ class Pipeline:
         self._now = now
         self._draw = draw
         self._store_failed = store_failed
+        self._stored = stored
+        self._cleared = cleared
         self._spent = spent
         self._in_the_air = in_the_air
         self._leading = leading
@@ -174,7 +178,9 @@ class Pipeline:
 
     async def clear(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant, now and out of the flights in the air. Raises: StoreError."""
-        return await self._clearings.clear(selector)
+        gone = await self._clearings.clear(selector)
+        self._cleared(gone)
+        return gone
 
     async def _missed(self, plan: Plan, *, expired: bool, store_failed: bool) -> Outcome:
         """The outcome so far of a call that needs a backend, and why it does."""
@@ -398,6 +404,7 @@ class Pipeline:
         if self._clearings.cover(meta, since=clearings):  # cleared while it was on its way
             await self._take_back(meta)
             return
+        self._stored(meta)
         self._remember(plan, stored)
         if not plan.may_read:
             await self._clearings.replaced(meta.key)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TextIO
 from gateway.logs import SEVERITIES, ConsoleLine, LogFormat, Sink, renderer, timestamp, word
 from gateway.tally import MAX_NAME
 from policies.call import Call
+from policies.freshness import EntryMeta
 from policies.outcome import Outcome
 from policies.plan import Plan
 
@@ -26,7 +27,8 @@ class Visit:
     """One request on its way; its handler fills it in.
 
     The answer took ``seconds`` now, and ``cost_s`` to compute once. ``outcome`` stays ``None``
-    when there was no answer.
+    when there was no answer. It was looked up at ``asked_at`` (unix time), ``asked_s`` by the clock
+    of ``began_s``; ``entry`` is what was found.
     """
 
     request_id: str
@@ -38,6 +40,9 @@ class Visit:
     seconds: float = 0.0
     cost_s: float = 0.0
     stream: bool = False
+    asked_at: float = 0.0
+    asked_s: float = 0.0
+    entry: EntryMeta | None = None
 
 
 class Answered(NamedTuple):

@@ -156,6 +156,10 @@ class Statistics:
     def __init__(self) -> None:
         self.store_failures = 0
         """Answers that were given and could not be stored."""
+        self.journal_lines = 0
+        """Written to the journal's file."""
+        self.journal_lost = 0
+        """Not written, because the disk failed or fell behind."""
         self._groups: dict[Names, Tally] = {}
         self._spent: dict[Purpose, Spent] = {}
         self._refused: dict[tuple[str, int], int] = {}
@@ -242,6 +246,8 @@ class Statistics:
     def merge(self, other: "Statistics") -> None:
         """Take what ``other`` counted on top."""
         self.store_failures += other.store_failures
+        self.journal_lines += other.journal_lines
+        self.journal_lost += other.journal_lost
         for group, tally in other.groups():
             self.group(group).merge(tally)
         for purpose, spent in other.purposes():
@@ -253,6 +259,7 @@ class Statistics:
         """Everything as JSON, for another process; :meth:`of` reads it."""
         return {
             "store_failures": self.store_failures,
+            "journal": [self.journal_lines, self.journal_lost],
             "refused": list(self.refusals()),
             "spent": [
                 [*purpose, [getattr(spent, name) for name in _SPENT]]
@@ -269,6 +276,7 @@ class Statistics:
         """What :meth:`as_dict` wrote. Raises: KeyError, TypeError, ValueError for anything else."""
         read = cls()
         read.store_failures = int(data["store_failures"])
+        read.journal_lines, read.journal_lost = map(int, data["journal"])
         for endpoint, status, count in data["refused"]:
             read.refused(endpoint, status, times=count)
         for errand, tier, model, tenant, spent in data["spent"]:

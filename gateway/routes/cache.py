@@ -91,6 +91,7 @@ class Cache:
                 "stale": whole.stale,
                 "errors": counted.errors,
                 "store_errors": counted.store_errors,
+                "journal": {"lines": counted.journal_lines, "lost": counted.journal_lost},
                 "backends": await self._backends(),
             }
         )

@@ -133,6 +133,7 @@ class Completions:
             known = self._remembered(raw, said)
             asked = known or await self._understand(raw, said)
             visit.call, visit.plan, visit.stream = asked.call, asked.plan, asked.call.stream
+            visit.asked_at, visit.asked_s = self._now(), self._clock()
             answer = await self._answer(asked)
             response: web.StreamResponse
             match answer:
@@ -202,7 +203,8 @@ class Completions:
     ) -> web.StreamResponse:
         """A stored answer: the original's content under a new id."""
         outcome = kept.outcome
-        visit.outcome, visit.cost_s = outcome, kept.entry.meta.cost_s
+        visit.outcome, visit.entry = outcome, kept.entry.meta
+        visit.cost_s = visit.entry.cost_s
         if outcome.level == "response" and not asked.call.stream and takes_rendered(request):
             return self._rendered(asked, kept, visit)
         head = self._head(asked.plan, outcome, visit)

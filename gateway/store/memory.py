@@ -193,6 +193,10 @@ def last_use(meta: EntryMeta) -> float:
 
 def footprint(entry: Entry) -> int:
     """Bytes that the entry is charged with."""
-    meta = entry.meta
+    return len(entry.body) + beside(entry.meta)
+
+
+def beside(meta: EntryMeta) -> int:
+    """Bytes of that which are not the body's."""
     names = (meta.cache_key, meta.batch_id, meta.user, meta.context, meta.scope.context, *meta.tags)
-    return len(entry.body) + OVERHEAD_BYTES + sum(4 * len(name) for name in names if name)
+    return OVERHEAD_BYTES + sum(4 * len(name) for name in names if name)
