@@ -1,6 +1,8 @@
 """The composition root: everything is built here, once, and the clock and the dice are read here.
 
 :func:`build` makes the aiohttp application; ``gateway.serve`` runs it until a signal.
+
+Over 400 lines because everything is built in one place.
 """
 
 import asyncio
@@ -29,6 +31,7 @@ from gateway.config import Config
 from gateway.context_records import ContextRecords
 from gateway.contexts import Contexts
 from gateway.errors import error_body
+from gateway.explaining import Explainer
 from gateway.flights import Flights, Tasks
 from gateway.journal import Journal
 from gateway.journal_open import open_journal
@@ -42,6 +45,7 @@ from gateway.routes.analytics import Analytics
 from gateway.routes.cache import Cache
 from gateway.routes.completions import Completions
 from gateway.routes.contexts import ContextRoutes
+from gateway.routes.explain import Explain
 from gateway.routes.models import Models
 from gateway.routes.ops import Ops
 from gateway.routes.shape import guarded, json_response
@@ -129,6 +133,7 @@ async def build(
     journal = open_journal(
         config, conversations, log_stream or sys.stderr, router, team, now=now, clock=clock
     )
+    journal.served = recall.served
     traffic = Traffic(places=config.warm.concurrency, clock=time.monotonic)
     pipeline = Pipeline(
         rules=rules,
@@ -196,6 +201,7 @@ def _mount(
     """The handlers of all routes."""
     authenticator, numbers = gateway.authenticator, partial(_numbers, gateway, team)
     router, pipeline = gateway.router, gateway.pipeline
+    explainer = _explainer(gateway, rules, now)
     completions = Completions(
         authenticator=authenticator,
         router=router,
@@ -214,6 +220,7 @@ def _mount(
         store=gateway.store,
         pipeline=pipeline,
         contexts=gateway.contexts,
+        explainer=explainer,
         rules=rules,
         now=now,
         numbers=numbers,
@@ -245,8 +252,21 @@ def _mount(
         now=now,
     )
     contexts.mount(app.router)
+    Explain(authenticator=authenticator, explainer=explainer, limits=rules.limits).mount(app.router)
     _route_analytics(app.router, analytics)
     _route(app, completions, models, cache, ops)
+
+
+def _explainer(gateway: Gateway, rules: Rules, now: Callable[[], float]) -> Explainer:
+    return Explainer(
+        router=gateway.router,
+        contexts=gateway.contexts,
+        store=gateway.store,
+        recall=gateway.recall,
+        flights=gateway.flights,
+        rules=rules,
+        now=now,
+    )
 
 
 def _route_analytics(router: web.UrlDispatcher, analytics: Analytics) -> None:

@@ -1,37 +1,37 @@
-"""The command line: ``kvgate serve | check | stats | warm | model fetch | model plan``.
+"""The command line: ``kvgate serve | check | model …`` here, every other command in a module of its own.
 
-Exit codes: 0 done; 1 it could not be done, and one line (for ``check`` one per problem) says why;
-2 the command line itself is wrong; 78 the model cannot be fetched; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 it could not be done, or the answer is no, and one line (for ``check`` one per
+problem) says why; 2 the command line itself is wrong, or no gateway could be asked; 78 the model
+cannot be fetched; 130 stopped by Ctrl-C.
 
 Imports are late: ``kvgate --help`` should not wait for a web server.
 """
 
 import errno
-import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from gateway.cli_explain import explain
+from gateway.cli_inspect import inspect
+from gateway.cli_stats import stats
+from gateway.cli_top import top
+from gateway.cli_warm import warm_command
+
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from gateway.config import Config
-
-DEFAULT_URL = "http://127.0.0.1:8080"
-ANSWER_S = 10.0
-COUNTED = ("requests", "hits", "hit_rate", "tokens_saved", "seconds_saved", "money_saved")
-GROUPS = ("levels", "tiers", "models", "tenants")
 
 app = typer.Typer(
     name="kvgate",
     help="An LLM gateway with two levels of cache: stored answers, and KV of prompts.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 78 no model, 130 stopped by Ctrl-C.",
+    epilog="Exit codes: 0 done, 1 failed or the answer is no, 2 wrong usage or no gateway there, "
+    "78 no model, 130 stopped by Ctrl-C.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -43,12 +43,6 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config", "-c", envvar="KVGATE_CONFIG", help="A config.yaml; none: the defaults."
-    ),
-]
-ApiKey = Annotated[
-    str | None,
-    typer.Option(
-        envvar="KVGATE_API_KEY", help="Where the gateway has tenants.", show_default=False
     ),
 ]
 
@@ -118,45 +112,6 @@ def check(
     typer.echo(f"{file or 'the defaults and the environment'}: ok")
 
 
-@app.command()
-def stats(
-    *,
-    url: Annotated[str, typer.Option(envvar="KVGATE_URL", help="The gateway.")] = DEFAULT_URL,
-    api_key: ApiKey = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As the gateway says it.")] = False,
-) -> None:
-    """What the cache of a running gateway has saved."""
-    counted = _get(url.rstrip("/"), "/v1/cache/stats", api_key)
-    if as_json:
-        typer.echo(json.dumps(counted, indent=2, ensure_ascii=True))
-        return
-    from rich.console import Console
-
-    Console().print(_table(counted))
-
-
-@app.command()
-def warm(
-    file: Annotated[Path, typer.Argument(help="YAML or JSON: a list of questions, or patterns.")],
-    *,
-    url: Annotated[str, typer.Option(envvar="KVGATE_URL", help="The gateway.")] = DEFAULT_URL,
-    api_key: ApiKey = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The ended job, as JSON.")] = False,
-) -> None:
-    """Have questions answered and stored before anybody asks them. Ctrl-C cancels."""
-    from rich.console import Console
-
-    from gateway.cli_warm import CannotWarmError, Remote
-    from gateway.cli_warm import warm as warm_until_done
-
-    try:
-        remote = Remote(url.rstrip("/"), api_key)
-        code = warm_until_done(file, remote, as_json=as_json, console=Console(stderr=True))
-    except CannotWarmError as error:
-        _fail(str(error))
-    raise typer.Exit(code)
-
-
 @model_app.command("fetch")
 def fetch_model() -> None:
     """Fetch the default model now, rather than on the first start."""
@@ -173,6 +128,14 @@ def plan_model(
     """How many tokens and conversations of a model fit into so much memory, before it is loaded."""
     words = ["plan", f"--model={model}", f"--memory={memory}", *(["--json"] if as_json else [])]
     raise typer.Exit(_engine("engine", *words))
+
+
+# What asks a running gateway.
+app.command()(stats)
+app.command()(top)
+app.command()(inspect)
+app.command()(explain)
+app.command("warm")(warm_command)
 
 
 def _engine(module: str, *words: str) -> int:
@@ -212,85 +175,6 @@ def _why_not_listening(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
         return f"{place} is no address of this machine"
     return f"{place}: {error.strerror or error}"
-
-
-def _get(url: str, path: str, api_key: str | None) -> Any:
-    """JSON of a running gateway, or one line and exit code 1."""
-    import http.client
-    from urllib import error as url_error
-    from urllib import request as url_request
-
-    if not url.startswith(("http://", "https://")):
-        _fail(f"{url} is no address: it must start with http:// or https://")
-    asked = url_request.Request(url + path)  # noqa: S310  # http or https, see above
-    if api_key:
-        asked.add_header("Authorization", f"Bearer {api_key}")
-    # no proxy: it is our own gateway; no redirect: it would carry the key elsewhere
-    opener = url_request.OpenerDirector()
-    for handler in (
-        url_request.HTTPHandler,
-        url_request.HTTPSHandler,
-        url_request.HTTPErrorProcessor,
-        url_request.HTTPDefaultErrorHandler,
-    ):
-        opener.add_handler(handler())
-    try:
-        with opener.open(asked, timeout=ANSWER_S) as answer:
-            return json.loads(answer.read())
-    except url_error.HTTPError as error:
-        error.close()
-        if error.code == 401:
-            _fail(f"{url} wants an API key it knows: --api-key or KVGATE_API_KEY")
-        _fail(f"{url}{path} answered {error.code}; is this kvgate?")
-    except url_error.URLError as error:
-        _fail(f"{url} does not answer ({error.reason}); is `kvgate serve` running there?")
-    except (http.client.HTTPException, OSError) as error:
-        _fail(f"{url} broke off ({type(error).__name__}); is this kvgate?")
-    except ValueError:
-        _fail(f"{url}{path} answered something else than JSON; is this kvgate?")
-
-
-def _table(counted: Mapping[str, Any]) -> "Table":
-    """The counters as a table: the total, then each level, tier, model and tenant."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption="tokens, seconds and money: saved")
-    table.add_column("", no_wrap=True)
-    for name in COUNTED:
-        table.add_column(name.removesuffix("_saved").replace("_", " "), justify="right")
-    table.add_row(_plain(counted.get("tenant", "all")), *_cells(counted), style="bold")
-    for group in GROUPS:
-        rows = counted.get(group) or {}
-        if rows:
-            table.add_section()
-        for name, row in rows.items():
-            table.add_row(f"{group.removesuffix('s')} {_plain(name)}", *_cells(row))
-    return table
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    shown = []
-    for name in COUNTED:
-        value = row.get(name, 0)
-        match name:
-            case "hit_rate":
-                shown.append(f"{value:.1%}")
-            case "seconds_saved":
-                shown.append(f"{value:,.1f}")
-            case "money_saved":
-                shown.append(f"{value:,.4f}")
-            case _:
-                shown.append(f"{value:,}")
-    return shown
-
-
-def _plain(name: str) -> str:
-    from rich.markup import escape
-
-    from gateway.logs import escaped
-
-    return escape(escaped(name))
 
 
 def _version() -> str:

@@ -127,18 +127,50 @@ class Contexts:
                 raise
             return Fitted(call, without=_DOWN)
 
+    async def foresee(self, call: Call, directive: Directive, principal: Principal) -> Fitted:
+        """What :meth:`fit` would say, and raise: no context is made, no use is counted.
+
+        The edition of a context that the call would make is not known yet: its terms have none.
+        """
+        asked = wanted(directive, call.endpoint)
+        if asked is None or (asked.how == "key" and not self.knows(principal.tenant, asked.id)):
+            return Fitted(call)
+        user = believed_user(directive, principal)
+        try:
+            terms = await self.held.find(principal.tenant, asked.id)
+            if terms is not None:
+                stands_in = asked.how == "named"
+                under = await self._fitted(call, terms, user, stands_in=stands_in)
+                if under is not None:
+                    return under
+        except StoreError:
+            if asked.how == "named":
+                raise
+            return Fitted(call, without=_DOWN)
+        if asked.how == "key":
+            return Fitted(call)
+        wish = self._first_wish(call, directive, asked)
+        if wish is None:
+            return Fitted(call, without=_NOTHING_STORED)
+        return Fitted(call, self._not_yet_made(principal.tenant, asked.id, wish, user))
+
     async def _under(
+        self, call: Call, terms: Terms, user: str | None, *, stands_in: bool
+    ) -> Fitted | None:
+        """The call under these terms, counted as a use; None when they were revoked meanwhile."""
+        fit = await self._fitted(call, terms, user, stands_in=stands_in)
+        if fit is not None:
+            self._note_use(terms, user)
+        return fit
+
+    async def _fitted(
         self, call: Call, terms: Terms, user: str | None, *, stands_in: bool
     ) -> Fitted | None:
         """The call under these terms; None when they were revoked since they were read."""
         if not may_use(terms, user):
             raise forbidden()
         base = await self.held.base(terms)
-        if base is None:
-            return None
-        fit = Fitted(fitted(call, base, stands_in=stands_in), terms)
-        self._note_use(terms, user)
-        return fit
+        return None if base is None else Fitted(fitted(call, base, stands_in=stands_in), terms)
 
     async def _first_use(
         self, call: Call, directive: Directive, tenant: str, user: str | None, asked: Wanted
@@ -146,10 +178,25 @@ class Contexts:
         if asked.how == "key":
             self._forget_name(tenant, asked.id)
             return Fitted(call)
+        wish = self._first_wish(call, directive, asked)
+        if wish is None:
+            return Fitted(call, without=_NOTHING_STORED)
+        made = await self.held.make(tenant, asked.id, wish, user)
+        await self._made(made)
+        under = await self._under(call, made, user, stands_in=False)
+        if under is None:
+            raise not_found(made.id)
+        return under
+
+    def _first_wish(self, call: Call, directive: Directive, asked: Wanted) -> ContextWish | None:
+        """The context that this call makes; None: it may not store anything.
+
+        Raises: RequestError 404 when it does not ask to make one, 400 when it cannot.
+        """
         if asked.how != "shared":
             raise not_found(asked.id)
         if directive.no_store or directive.ttl_s == 0:
-            return Fitted(call, without=_NOTHING_STORED)
+            return None
         base = base_of(call)
         check_size(base, "messages", self._rules.limits)
         wish = ContextWish(base)
@@ -157,12 +204,22 @@ class Contexts:
             wish = replace(wish, ttl_s=directive.ttl_s)
         if directive.priority is not None:
             wish = replace(wish, priority=directive.priority)
-        made = await self.held.make(tenant, asked.id, replace(wish, model=call.model), user)
-        await self._made(made)
-        under = await self._under(call, made, user, stands_in=False)
-        if under is None:
-            raise not_found(made.id)
-        return under
+        return replace(wish, model=call.model)
+
+    def _not_yet_made(self, tenant: str, id_: str, wish: ContextWish, user: str | None) -> Terms:
+        now = self._now()
+        return Terms(
+            tenant=tenant,
+            id=id_,
+            edition="",
+            allowed_users=wish.allowed_users,
+            ttl_s=wish.ttl_s,
+            priority=wish.priority,
+            model=wish.model,
+            made_by=user,
+            created_at=now,
+            renewed_at=now,
+        )
 
     async def may_see(self, scope: Scope, principal: Principal) -> bool:
         """Whether an entry of this scope is any business of ``principal``.

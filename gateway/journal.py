@@ -9,7 +9,7 @@ prices; ``gateway.savings`` says what of it is left when warming and renewals ar
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -86,6 +86,8 @@ class Journal:
         self._conversations = conversations
         self._prices = prices
         self._log = log
+        self.served: Callable[[Plan], None] = lambda _: None
+        """Told of each answer that came out of the store."""
         self._unsettled: list[Visit] = []
 
     def note(self, visit: Visit) -> None:
@@ -104,6 +106,8 @@ class Journal:
             plan, outcome = visit.plan, visit.outcome
             if plan is not None and outcome is not None:
                 answered.append(Answered(visit, plan, outcome))
+                if outcome.forwarded is None:
+                    self.served(plan)
                 if not plan.preload:  # no user asked for it: it would spoil the hit rate
                     self._count(visit, plan, outcome)
         self._log.answered(answered)

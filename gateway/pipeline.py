@@ -28,16 +28,15 @@ from gateway.errors import ClientFault, from_failed
 from gateway.flights import Flight, Flights, Reader
 from gateway.headers import replayable
 from gateway.leading import Leading
-from gateway.outcomes import forwarded, from_store, meta_of, with_opening
+from gateway.misses import Misses
+from gateway.outcomes import from_store, meta_of, with_opening
 from gateway.recall import Recall
 from gateway.store.base import Entry, Selector, Stored, StoreError
 from gateway.store.sharing import News
 from gateway.store.tiers import Tiers
 from policies.admission import Refuse, Store, admit
 from policies.call import Call
-from policies.explain import debug_line, difference, miss_reason
 from policies.freshness import EntryMeta, Expired, Fresh, Stale, judge
-from policies.keys import Scope, entry_key
 from policies.outcome import Completed, Elsewhere, Ending, Errand, Failed, Outcome
 from policies.plan import Lane, Plan
 from policies.rules import Rules
@@ -108,6 +107,7 @@ class Pipeline:
         self._store = store
         self._flights = flights
         self._recall = recall
+        self._misses = Misses(store, recall)
         self._now = now
         self._draw = draw
         self._store_failed = store_failed
@@ -166,7 +166,8 @@ class Pipeline:
                 code="only_if_cached",
                 status=504,
             )
-        missed = await self._missed(plan, expired=entry is not None, store_failed=store_failed)
+        expired = entry is not None
+        missed = await self._misses.outcome(plan, expired=expired, store_failed=store_failed)
         if plan.may_read and not store_failed and self._flights.landed_since(plan.key, mark):
             return await self.look_up(plan)
         last_resort = _kept(entry, plan, verdict) if entry and isinstance(verdict, Stale) else None
@@ -181,46 +182,6 @@ class Pipeline:
         gone = await self._clearings.clear(selector)
         self._cleared(gone)
         return gone
-
-    async def _missed(self, plan: Plan, *, expired: bool, store_failed: bool) -> Outcome:
-        """The outcome so far of a call that needs a backend, and why it does."""
-        nearest: bytes | None = None
-        if plan.enabled:
-            nearest = self._recall.nearest(plan) if plan.debug else self._recall.any_other(plan)
-        reason = miss_reason(
-            plan,
-            departed="expired" if expired else self._recall.departure(plan.key),
-            nearest=nearest,
-            other_scope=plan.debug and await self._in_other_scope(plan),
-        )
-        explained = plan.debug and reason == "fingerprint"
-        return Outcome(
-            key=plan.public_key,
-            tier=plan.tier,
-            stored=plan.may_store,
-            ttl_left_s=plan.ttl_s if plan.may_store else None,
-            forwarded=forwarded(plan, expired=expired),
-            miss_reason=reason,
-            difference=difference(nearest, plan.canonical) if explained and nearest else None,
-            store_error=store_failed,
-            detail="store-error" if store_failed else None,
-            debug=debug_line(plan) if plan.debug else None,
-        )
-
-    async def _in_other_scope(self, plan: Plan) -> bool:
-        """Whether this principal's other scope holds the answer; never anybody else's."""
-        twins = [Scope(kind="tenant", tenant=plan.scope.tenant)]
-        if plan.user is not None:
-            twins.append(Scope(kind="user", tenant=plan.scope.tenant, user=plan.user))
-        for scope in twins:
-            if scope != plan.scope and plan.match != "key":
-                key = entry_key(scope, plan.model, plan.cache_key, plan.fingerprint)
-                try:
-                    if await self._store.scan(Selector(None, key=key), after=None, limit=1):
-                        return True
-                except StoreError:
-                    return False
-        return False
 
     def board(self, call: Call, plan: Plan, backend: Computes, *, led: bool = True) -> Boarded:
         """Read along with the flight that computes this, or start it.

@@ -6,6 +6,7 @@ Everything is keyed by scope: nobody is told of what another scope holds.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import cachetools
@@ -20,6 +21,16 @@ MAX_DEPARTED: Final = 65_536
 MAX_PLACES: Final = 1024
 SHAPES_PER_PLACE: Final = 8
 MAX_SHAPE_BYTES: Final = 32 * 1024
+MAX_NOTES: Final = 4096
+"""Entries of which it is known what made them and how often they were served."""
+
+
+@dataclass(slots=True)
+class Note:
+    """Of a stored entry: the plan that made it (without its text), and its hits since."""
+
+    plan: Plan
+    hits: int = 0
 
 
 class Recall:
@@ -34,17 +45,20 @@ class Recall:
         self._places: cachetools.LRUCache[bytes, Place] = cachetools.LRUCache(
             MAX_PLACES * SHAPES_PER_PLACE
         )
+        self._notes: cachetools.LRUCache[bytes, Note] = cachetools.LRUCache(MAX_NOTES)
 
     def left(self, keys: Iterable[bytes], why: Departure) -> None:
         """These keys are no longer in the store; what they were asked with is forgotten."""
         for key in keys:
             self._departed[key] = why
+            self._notes.pop(key, None)
             if (place := self._places.pop(key, None)) is not None:
                 self._shapes.get(place, {}).pop(key, None)
 
     def stored(self, plan: Plan) -> None:
         """An answer to this plan is in the store now."""
         self._departed.pop(plan.key, None)
+        self._notes[plan.key] = Note(replace(plan, canonical=b""))
         if len(plan.canonical) <= MAX_SHAPE_BYTES:
             place = _place(plan)
             shapes = self._shapes.setdefault(place, {})
@@ -53,6 +67,21 @@ class Recall:
             self._places[plan.key] = place
             if len(shapes) > SHAPES_PER_PLACE:
                 del shapes[next(iter(shapes))]
+
+    def served(self, plan: Plan) -> None:
+        """The stored answer to this plan was given to somebody."""
+        note = self._notes.get(plan.key)
+        if note is not None:
+            note.hits += 1
+
+    def note(self, key: bytes) -> Note | None:
+        """What this process knows of an entry; None when another one stored it, or long ago."""
+        return self._notes.get(key)
+
+    def canonical(self, key: bytes) -> bytes | None:
+        """The canonical form of the request that an entry answers, while it is remembered."""
+        place = self._places.get(key)
+        return None if place is None else self._shapes.get(place, {}).get(key)
 
     def departure(self, key: bytes) -> Departure | None:
         """Why this key left, if it was here and is still remembered."""

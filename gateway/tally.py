@@ -6,7 +6,7 @@ together in ``gateway.savings``.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, NamedTuple, Self
 
@@ -305,3 +305,14 @@ class Statistics:
 def dicts(tallies: Iterable[tuple[str, Tally]]) -> dict[str, Any]:
     """Named sums as JSON."""
     return {name: tally.as_dict() for name, tally in tallies}
+
+
+def latency(tallies: Mapping[str, Tally]) -> dict[str, Any]:
+    """Answer times as JSON: how many calls took how long, by bucket; the last one has no bound."""
+    return {
+        "bounds_s": BUCKETS_S,
+        "levels": {
+            name: {"seconds": round(tally.seconds, 6), "within": tally.within}
+            for name, tally in tallies.items()
+        },
+    }

@@ -69,6 +69,23 @@ class Call:
         return self.body.get("model") is not None
 
 
+def endpoint_of(body: object) -> Endpoint:
+    """Which endpoint a body without an address is for, by what it holds; ``chat`` when in doubt.
+
+    A plain ``input`` is an embedding's when the model's name says so, else a response's.
+    """
+    if not isinstance(body, dict) or "messages" in body:
+        return "chat"
+    if isinstance(body.get("prompt"), str | list):
+        return "completions"
+    given = body.get("input")
+    if isinstance(given, list) and given and not isinstance(given[0], dict):
+        return "embeddings"
+    if isinstance(given, str) and "embed" in str(body.get("model")).lower():
+        return "embeddings"
+    return "chat" if given is None else "responses"
+
+
 def parse_call(endpoint: Endpoint, body: object) -> Call:
     """Check what the gateway itself relies on; all else is the backend's to judge.
 

@@ -63,6 +63,45 @@ class Backend(Computes, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class KnownPrefix:
+    """Of a prompt's tokens, so many leading ones are in this backend's KV cache now."""
+
+    backend: str
+    tokens: int
+    hit_tokens: int
+
+
+@runtime_checkable
+class LooksUp(Protocol):
+    """A backend that can say what it knows of a prompt without computing anything."""
+
+    async def lookup_kv(self, call: Call, plan: Plan) -> KnownPrefix | None:
+        """What is known of the call's prompt under the plan's salt; ``None``: nobody can say.
+
+        Raises: BackendFault.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A backend that may be asked, in its turn: for ``model``, which may be a fallback."""
+
+    backend: str
+    model: str
+    state: str
+
+
+@runtime_checkable
+class Foresees(Protocol):
+    """What chooses among backends and can say how it would, which changes nothing."""
+
+    def foreseen(self, call: Call, plan: Plan) -> Sequence[Place]:
+        """Who would be asked, in this order."""
+        ...
+
+
 @runtime_checkable
 class Prefills(Protocol):
     """A backend that can compute a prompt ahead of its questions; not every one can."""

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from gateway.backends.base import Backend, Forwarded, Prefills
+from gateway.backends.base import Backend, Forwarded, KnownPrefix, LooksUp, Prefills
 from gateway.chunks import Opening, Piece
 from gateway.errors import BackendFault
 from policies.affinity import CHUNK_TOKENS, Affinity, Chain, chain_of
@@ -108,6 +108,15 @@ class Group:
 
     def candidates(self, call: Call, plan: Plan) -> list[Candidate]:
         """All members that are open, the best first; never empty."""
+        found = self._candidates(call, plan)
+        self._turn += 1
+        return found
+
+    def foreseen(self, call: Call, plan: Plan) -> list[str]:
+        """The names of :meth:`candidates`, were they asked for now."""
+        return [one.name for one in self._candidates(call, plan)]
+
+    def _candidates(self, call: Call, plan: Plan) -> list[Candidate]:
         chain: Chain = ()
         key = None
         if self._strategy == "prefix" and plan.reuse_prefix and call.endpoint != "embeddings":
@@ -148,7 +157,6 @@ class Group:
     def _order(self, chain: Chain, favourite: str | None = None) -> list[str]:
         """The names of the members: those that are open, the best first; then the others."""
         turn = self._turn % len(self._names)
-        self._turn += 1
         in_turn = self._names[turn:] + self._names[:turn]
         among = [name for name in in_turn if self._is_open(name)] or list(in_turn)
         last = [name for name in in_turn if name not in among]  # better than nobody
@@ -181,11 +189,17 @@ class Group:
         """See :meth:`gateway.backends.base.Prefills.prefill_kv`: at one member."""
         chain = _chain(_root(self._model, salt), [_text(list(messages))])
         name = self._order(chain)[0]
+        self._turn += 1
         member = self.members[name]
         if not isinstance(member, Prefills):
             return 0
         self._note(Sent(name, chain))
         return await member.prefill_kv(messages, salt=salt, priority=priority, ttl_s=ttl_s)
+
+    async def lookup_kv(self, call: Call, plan: Plan) -> KnownPrefix | None:
+        """See :meth:`gateway.backends.base.LooksUp.lookup_kv`: at the member that would be asked."""
+        member = self.members[self.foreseen(call, plan)[0]]
+        return await member.lookup_kv(call, plan) if isinstance(member, LooksUp) else None
 
     async def models(self) -> list[dict[str, Any]]:
         """See :meth:`gateway.backends.base.Backend.models`: they serve the same."""

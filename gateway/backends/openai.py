@@ -15,7 +15,7 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from gateway.backends.base import Forwarded
+from gateway.backends.base import Forwarded, KnownPrefix
 from gateway.backends.dialects import Dialect, spoken, usage_of, with_reuse
 from gateway.backends.lanes import Lanes
 from gateway.backends.waits import Timeouts, Waits
@@ -157,10 +157,7 @@ class OpenAIBackend:
         if self._dialect != "kvgate":
             return 0
         wish = {"all": True} if salt is None else {"salt": salt}
-        answer = await self._exchange("POST", self._root() + "/kv/invalidate", orjson.dumps(wish))
-        if answer.status != 200:
-            raise BackendFault(f"{self.name} kept its KV", code="backend_bad_answer")
-        return int(_json_object(self.name, answer.body).get("tokens", 0))
+        return int((await self._kv("invalidate", wish, "kept its KV")).get("tokens", 0))
 
     async def prefill_kv(
         self, messages: Sequence[Mapping[str, Any]], *, salt: str, priority: Priority, ttl_s: float
@@ -169,18 +166,30 @@ class OpenAIBackend:
         if self._dialect != "kvgate":
             return 0
         kv = {"salt": salt, "priority": priority, "ttl_s": ttl_s, "lane": "warm"}
-        wish = _encoded({"messages": list(messages), "kv": kv})
-        answer = await self._exchange("POST", self._root() + "/kv/prefill", wish)
-        if answer.status != 200:
-            raise BackendFault(f"{self.name} prefilled nothing", code="backend_bad_answer")
-        usage = _json_object(self.name, answer.body).get("usage")
+        wish = {"messages": list(messages), "kv": kv}
+        usage = (await self._kv("prefill", wish, "prefilled nothing")).get("usage")
         return usage_of(usage).prompt_tokens if isinstance(usage, dict) else 0
+
+    async def lookup_kv(self, call: Call, plan: Plan) -> KnownPrefix | None:
+        """See :meth:`gateway.backends.base.LooksUp.lookup_kv`."""
+        name = {"chat": "messages", "completions": "prompt"}.get(call.endpoint)
+        if self._dialect != "kvgate" or name is None or not plan.reuse_prefix:
+            return None
+        wish = {name: call.body[name], "salt": plan.salt}
+        said = await self._kv("lookup", wish, "looked up nothing")
+        return KnownPrefix(self.name, int(said.get("tokens", 0)), int(said.get("hit_tokens", 0)))
 
     async def kv_stats(self) -> Json | None:
         """See :meth:`gateway.backends.base.Backend.kv_stats`."""
         if self._dialect != "kvgate":
             return None
         answer = await self._exchange("GET", self._root() + "/kv/stats", b"")
+        return _json_object(self.name, answer.body)
+
+    async def _kv(self, route: str, wish: Json, complaint: str) -> Json:
+        answer = await self._exchange("POST", f"{self._root()}/kv/{route}", _encoded(wish))
+        if answer.status != 200:
+            raise BackendFault(f"{self.name} {complaint}", code="backend_bad_answer")
         return _json_object(self.name, answer.body)
 
     def _root(self) -> str:

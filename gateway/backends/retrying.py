@@ -20,7 +20,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from gateway.backends.base import Backend, Computes, Forwarded, Prefills
+from gateway.backends.base import (
+    Backend,
+    Computes,
+    Forwarded,
+    KnownPrefix,
+    LooksUp,
+    Place,
+    Prefills,
+)
 from gateway.backends.group import Group
 from gateway.backends.health import Health
 from gateway.chunks import Chunk, Opening, Piece, Whole
@@ -279,6 +287,22 @@ class Retrying:
         if not isinstance(self._backend, Prefills):
             return 0
         return await self._backend.prefill_kv(messages, salt=salt, priority=priority, ttl_s=ttl_s)
+
+    async def lookup_kv(self, call: Call, plan: Plan) -> KnownPrefix | None:
+        """See :meth:`gateway.backends.base.LooksUp.lookup_kv`."""
+        if not isinstance(self._backend, LooksUp):
+            return None
+        return await self._backend.lookup_kv(call, plan)
+
+    def foreseen(self, call: Call, plan: Plan) -> list[Place]:
+        """See :meth:`gateway.backends.base.Foresees.foreseen`: each model's backends, in order."""
+        places = []
+        for target, _ in self._models(call, plan):
+            backend = target.backend
+            names = backend.foreseen(call, plan) if isinstance(backend, Group) else [backend.name]
+            state = self._manner.health.state
+            places += [Place(name, target.model, state(name)) for name in names]
+        return places
 
 
 class RetryingRouter(Router):

@@ -12,6 +12,7 @@ from aiohttp import web
 from gateway.auth import Authenticator
 from gateway.contexts import Contexts
 from gateway.errors import ClientFault, GatewayError
+from gateway.explaining import Explainer
 from gateway.numbers import Ask
 from gateway.pipeline import Pipeline
 from gateway.router import Router
@@ -19,7 +20,7 @@ from gateway.routes.shape import body_of, json_response, object_of
 from gateway.savings import savings
 from gateway.store.base import Selector
 from gateway.store.tiers import Tiers
-from gateway.tally import Tally, dicts
+from gateway.tally import Tally, dicts, latency
 from policies.contexts import forbidden, may_use, scope_of
 from policies.freshness import EntryMeta
 from policies.keys import Principal, Scope, kv_salt, public_key
@@ -27,6 +28,10 @@ from policies.rules import Rules
 
 MAX_PAGE: Final = 1000
 KEY_BYTES: Final = 32
+SHOWN_BYTES: Final = 16
+"""Of a key, that :func:`policies.keys.public_key` shows."""
+MIN_DIGITS: Final = 8
+"""Of a shown key, that find it where no others begin so; the log shows 12."""
 _SELECTORS: Final = ("cache_key", "prefix", "namespace", "context", "user", "model", "batch", "tag")
 
 
@@ -41,6 +46,7 @@ class Cache:
         store: Tiers,
         pipeline: Pipeline,
         contexts: Contexts,
+        explainer: Explainer,
         rules: Rules,
         now: Callable[[], float],
         numbers: Ask,
@@ -50,6 +56,7 @@ class Cache:
         self._store = store
         self._pipeline = pipeline
         self._contexts = contexts
+        self._explainer = explainer
         self._rules = rules
         self._now = now
         self._numbers = numbers
@@ -69,6 +76,7 @@ class Cache:
                     "tiers": dicts(own.by("tier").items()),
                     "models": dicts(own.by("model").items()),
                     "savings": savings(own),
+                    "latency": latency(own.by("level")),
                 }
             )
         whole, tiers, reasons = counted.total, counted.by("tier"), counted.by("reason")
@@ -92,6 +100,8 @@ class Cache:
                 "errors": counted.errors,
                 "store_errors": counted.store_errors,
                 "journal": {"lines": counted.journal_lines, "lost": counted.journal_lost},
+                "flights": numbers.flights,
+                "latency": latency(counted.by("level")),
                 "backends": await self._backends(),
             }
         )
@@ -121,12 +131,20 @@ class Cache:
         )
 
     async def entry(self, request: web.Request) -> web.Response:
-        """One entry, by the key that ``X-Cache-Key`` showed. Raises: ClientFault 404."""
-        meta = await self._find(request)
+        """One entry, by the key that ``X-Cache-Key`` showed or its first digits.
+
+        ``?response=false`` leaves the answer out, and is not counted as a read; ``?kv=true`` asks the
+        engine what it has of the prompt. Raises: ClientFault 404, 400 for digits that several have.
+        """
+        meta = await self._find(request, most=2)
+        asks_kv = _flag(request, "kv", default=False)
+        told = {**self._shown(meta), **await self._explainer.entry(meta, kv=asks_kv)}
+        if not _flag(request, "response", default=True):
+            return json_response(told)
         entry = await self._store.get(meta.key, now=self._now())
         if entry is None:
             raise _not_found()
-        return json_response({**self._shown(meta), "response": orjson.loads(entry.body)})
+        return json_response({**told, "response": orjson.loads(entry.body)})
 
     async def delete_entry(self, request: web.Request) -> web.Response:
         """Drop one entry. Raises: ClientFault 404."""
@@ -217,20 +235,31 @@ class Cache:
                 said[backend.name] = {"error": error.code}
         return said
 
-    async def _find(self, request: web.Request) -> EntryMeta:
+    async def _find(self, request: web.Request, *, most: int = 1) -> EntryMeta:
+        """The entry whose key is in the path; with ``most`` over 1 its first digits will do."""
         principal, wanted = self._who(request), request.match_info["key"]
         tenant = None if principal.admin else principal.tenant
+        whole = len(wanted) == 2 * SHOWN_BYTES
+        if not whole and (most == 1 or not MIN_DIGITS <= len(wanted) < 2 * SHOWN_BYTES):
+            raise _not_found()
         try:
-            start = bytes.fromhex(wanted)
+            start = bytes.fromhex(wanted + "0" * (len(wanted) % 2))
         except ValueError:
             raise _not_found() from None
         # What is shown of a key is its beginning, and keys come in order: the next one is it.
-        page = await self._store.scan(Selector(tenant), after=start, limit=1)
-        if not page or public_key(page[0].key) != wanted:
+        page = await self._store.scan(Selector(tenant), after=start, limit=most)
+        found = [
+            meta
+            for meta in page
+            if public_key(meta.key).startswith(wanted)
+            and await self._contexts.may_see(meta.scope, principal)
+        ]
+        if not found:
             raise _not_found()
-        if not await self._contexts.may_see(page[0].scope, principal):
-            raise _not_found()
-        return page[0]
+        if len(found) > 1:
+            message = "Several entries begin so; give more digits."
+            raise ClientFault(message, code="ambiguous_key", param="key")
+        return found[0]
 
     def _who(self, request: web.Request) -> Principal:
         return self._authenticator.principal(request.headers.get("Authorization"))
@@ -330,6 +359,13 @@ def _cursor(text: str | None) -> bytes | None:
 
 def _cursor_after(meta: EntryMeta) -> str:
     return base64.urlsafe_b64encode(meta.key).decode()
+
+
+def _flag(request: web.Request, name: str, *, default: bool) -> bool:
+    said = request.query.get(name, str(default)).lower()
+    if said not in {"true", "false"}:
+        raise ClientFault(f"{name} must be true or false.", code="invalid_value", param=name)
+    return said == "true"
 
 
 def _not_found() -> ClientFault:

@@ -31,17 +31,18 @@ from gateway.routes.owed import end_owed, events_owed
 from gateway.routes.rendered import Rendered, head_lines, plain, takes_rendered
 from gateway.routes.shape import (
     Handler,
+    Spoken,
     as_gateway_error,
     body_of,
+    call_in,
     error_response,
-    json_of,
     new_id,
     request_id_of,
+    spoken_in,
 )
 from gateway.store.base import Entry
 from gateway.together import Gathered, Together
-from policies.call import Call, Endpoint, parse_call
-from policies.directive import parse_directive
+from policies.call import Call, Endpoint
 from policies.embeddings import is_list
 from policies.keys import Principal
 from policies.outcome import Abandoned, Completed, Elsewhere, Failed, Outcome
@@ -49,9 +50,6 @@ from policies.plan import Plan
 from policies.rules import Rules
 
 _ID_PREFIX: Final[dict[Endpoint, str]] = {"chat": "chatcmpl-", "completions": "cmpl-"}
-_SPOKEN_HEADERS: Final = ("x-cache-", "cache-control")
-Spoken = tuple[tuple[str, str], ...]
-"""The headers that say something about caching."""
 MEMO_BYTES: Final = 4 * 1024 * 1024
 """Of requests whose plans are remembered; a plan weighs a few times its request."""
 MEMO_BODY_BYTES: Final = 64 * 1024
@@ -129,7 +127,7 @@ class Completions:
         try:
             principal = self._authenticator.principal(request.headers.get("Authorization"))
             raw = await body_of(request)
-            said = (endpoint, principal, _spoken(request))
+            said = (endpoint, principal, spoken_in(request))
             known = self._remembered(raw, said)
             asked = known or await self._understand(raw, said)
             visit.call, visit.plan, visit.stream = asked.call, asked.plan, asked.call.stream
@@ -178,14 +176,7 @@ class Completions:
     async def _understand(self, raw: bytes, said: tuple[Endpoint, Principal, Spoken]) -> Asked:
         """The request as data and its plan. Raises: RequestError, ClientFault."""
         endpoint, principal, spoken = said
-        body = json_of(raw)
-        call = parse_call(endpoint, body)
-        directive = parse_directive(
-            body.get("kv_cache"),
-            spoken,
-            limits=self._rules.limits,
-            prompt_cache_key=body.get("prompt_cache_key"),
-        )
+        call, directive = call_in(endpoint, raw, spoken, self._rules.limits)
         target = self._router.target(call.model)
         fit = await self._contexts.fit(call, directive, principal)
         plan = fit.plan(directive, principal, self._rules, target.model)
@@ -356,17 +347,6 @@ _STREAM_HEADERS: Final = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
-
-
-def _spoken(request: web.Request) -> Spoken:
-    # The first letter spares most names the closer look; a client sends a dozen others.
-    return tuple(
-        [
-            pair
-            for pair in request.headers.items()
-            if pair[0][0] in "xXcC" and pair[0].lower().startswith(_SPOKEN_HEADERS)
-        ]
-    )
 
 
 def _may_be_remembered(asked: Asked, raw: bytes) -> bool:

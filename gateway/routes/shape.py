@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import random
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import orjson
@@ -13,9 +13,14 @@ from aiohttp import web
 
 from gateway.errors import ClientFault, GatewayError, OurFault, from_request_error
 from gateway.store.base import StoreError
-from policies.call import RequestError
+from policies.call import Call, Endpoint, RequestError, parse_call
+from policies.directive import Directive, parse_directive
+from policies.rules import Limits
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Spoken = tuple[tuple[str, str], ...]
+"""Headers that say something about caching."""
+_SPOKEN_HEADERS: Final = ("x-cache-", "cache-control")
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _BODY_TIMEOUT_S: Final = 60.0
@@ -80,6 +85,28 @@ def json_of(raw: bytes) -> Any:
             f"column {error.colno}.",
             code="invalid_json",
         ) from error
+
+
+def spoken_in(request: web.Request) -> Spoken:
+    """The headers that say something about caching."""
+    # The first letter spares most names the closer look; a client sends a dozen others.
+    return tuple(
+        [
+            pair
+            for pair in request.headers.items()
+            if pair[0][0] in "xXcC" and pair[0].lower().startswith(_SPOKEN_HEADERS)
+        ]
+    )
+
+
+def call_in(
+    endpoint: Endpoint, raw: bytes, spoken: Iterable[tuple[str, str]], limits: Limits
+) -> tuple[Call, Directive]:
+    """What a request wants. Raises: RequestError, ClientFault 400 ``invalid_json``."""
+    body = json_of(raw)
+    call = parse_call(endpoint, body)
+    wish, key = body.get("kv_cache"), body.get("prompt_cache_key")
+    return call, parse_directive(wish, spoken, limits=limits, prompt_cache_key=key)
 
 
 def object_of(raw: bytes) -> dict[str, Any]:

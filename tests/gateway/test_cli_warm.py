@@ -14,8 +14,7 @@ import pytest
 import structlog
 from typer.testing import CliRunner, Result
 
-from gateway import cli
-from gateway.cli_warm import Remote
+from gateway import cli, cli_warm
 from gateway.warming import WarmJobs
 from gateway.warming_job import Job
 from tests.kit.scripted_backend import Gate
@@ -130,7 +129,7 @@ async def test_with_tenants_it_needs_their_key(faq: Path) -> None:
     tenants = [{"name": "a", "api_keys": [KEY]}]
     async with serving(tenants=tenants) as service:
         refused = await invoke(service.url, faq)
-        assert (refused.exit_code, "--api-key" in refused.stderr) == (1, True)
+        assert (refused.exit_code, "--api-key" in refused.stderr) == (2, True)
         assert (await invoke(service.url, faq, KVGATE_API_KEY=KEY)).exit_code == 0
         assert await hit(service, "One?", key=KEY)
 
@@ -164,7 +163,7 @@ async def test_a_file_that_is_none_is_told_in_one_line(
     if text is not None:
         file.write_text(text)
     done = await invoke("http://127.0.0.1:9", file)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("kvgate: ")
     assert said in line or said == "line 1"
@@ -177,7 +176,7 @@ async def test_an_address_where_nobody_is_is_told_in_one_line(faq: Path) -> None
         ("http://", "is no address"),
     ):
         done = await invoke(url, faq)
-        assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
+        assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
         assert said in done.stderr
 
 
@@ -185,7 +184,7 @@ async def test_an_address_where_nobody_is_is_told_in_one_line(faq: Path) -> None
 async def test_another_server_is_asked_whether_it_is_kvgate(faq: Path, reply: Reply) -> None:
     async with ScriptedUpstream(reply) as other:
         done = await invoke(other.url, faq)
-        assert done.exit_code == 1
+        assert done.exit_code == 2
         assert "is this kvgate?" in done.stderr
 
 
@@ -237,7 +236,7 @@ async def test_ctrl_c_cancels_the_job_and_says_so(
 async def test_events_that_end_before_the_job_are_told(
     faq: Path, monkeypatch: pytest.MonkeyPatch, states: list[Any], said: str
 ) -> None:
-    monkeypatch.setattr(Remote, "follow", lambda *_: iter(states))
+    monkeypatch.setattr(cli_warm, "follow", lambda *_: iter(states))
     async with serving() as service:
         done = await invoke(service.url, faq)
         assert done.exit_code == 1

@@ -107,3 +107,19 @@ def test_a_key_without_fingerprint_has_the_shape_it_was_stored_with_last() -> No
     recall.stored(asked("first", wish)[1])
     recall.stored(asked("second", wish)[1])
     assert recall.nearest(asked("firs", wish)[1]) == asked("second", wish)[1].canonical
+
+
+def test_what_made_an_entry_and_its_hits_are_noted_until_it_leaves() -> None:
+    recall, (_, plan) = Recall(), asked("a")
+    recall.served(plan)
+    assert recall.note(plan.key) is None
+    recall.stored(plan)
+    recall.served(plan)
+    recall.served(plan)
+    note = recall.note(plan.key)
+    assert note is not None
+    assert (note.hits, note.plan.reasons, note.plan.canonical) == (2, plan.reasons, b"")
+    assert recall.canonical(plan.key) == plan.canonical
+    recall.left([plan.key], "evicted")
+    assert recall.note(plan.key) is None
+    assert recall.canonical(plan.key) is None

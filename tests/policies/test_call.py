@@ -15,6 +15,7 @@ from policies.call import (
     Endpoint,
     RequestError,
     canonical,
+    endpoint_of,
     json_type,
     parse_call,
 )
@@ -277,3 +278,24 @@ def test_messages_name_json_types() -> None:
         "a list",
         "an object",
     ]
+
+
+@pytest.mark.parametrize(
+    ("body", "endpoint"),
+    [
+        ({"messages": []}, "chat"),
+        ([], "chat"),
+        ({}, "chat"),
+        ({"prompt": "x"}, "completions"),
+        ({"prompt": [1, 2]}, "completions"),
+        ({"prompt": {"id": "pmpt_1"}, "input": "x"}, "responses"),
+        ({"input": ["a", "b"]}, "embeddings"),
+        ({"input": [1, 2]}, "embeddings"),
+        ({"input": [{"role": "user"}]}, "responses"),
+        ({"input": []}, "responses"),
+        ({"input": "x", "model": "text-Embedding-3"}, "embeddings"),
+        ({"input": "x", "model": "gpt-4o"}, "responses"),
+    ],
+)
+def test_a_body_tells_which_endpoint_it_is_for(body: object, endpoint: str) -> None:
+    assert endpoint_of(body) == endpoint

@@ -293,3 +293,13 @@ async def test_kv_is_dropped_at_all_members_though_one_is_down(
     monkeypatch.setattr(bench.members[0], "invalidate_kv", down)
     assert await bench.group.invalidate_kv("s") == 14
     assert [member.dropped for member in bench.members] == [[], ["s"], ["s"]]
+
+
+async def test_foreseeing_takes_nobodys_turn() -> None:
+    group = Group([ScriptedBackend(name="a"), ScriptedBackend(name="b")], {"a": 1000, "b": 1000})
+    call, plan = asked()
+    for _ in range(3):
+        assert group.foreseen(call, plan) == ["a", "b"]
+    assert [one.name for one in group.candidates(call, plan)] == ["a", "b"]
+    assert group.foreseen(call, plan) == ["b", "a"]
+    assert await group.lookup_kv(call, plan) is None  # neither can say

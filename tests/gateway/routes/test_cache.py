@@ -1,5 +1,6 @@
 """Look at what is stored and clear it."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -267,3 +268,46 @@ async def test_statistics_survive_a_backend_that_does_not_answer(
     async with serving() as service:
         stats = (await service.send("GET", "/v1/cache/stats")).body
         assert stats["backends"] == {"up": {"error": "backend_unreachable"}}
+
+
+async def test_the_first_digits_of_a_key_find_its_entry_and_delete_nothing() -> None:
+    async with serving() as service:
+        await filled(service, 20)
+        for key in [entry["key"] for entry in (await entries(service))["data"]]:
+            for digits in (8, 9, 12, 31):
+                answer = await service.send("GET", f"/v1/cache/entries/{key[:digits]}")
+                assert answer.body["key"] == key
+                gone = await service.send("DELETE", f"/v1/cache/entries/{key[:digits]}")
+                assert gone.status == 404
+            assert (await service.send("GET", f"/v1/cache/entries/{key[:7]}")).status == 404
+
+
+async def test_digits_that_several_keys_begin_with_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.routes.cache.MIN_DIGITS", 1)
+    async with serving() as service:
+        await filled(service, 17)  # of 16 first digits
+        keys = [entry["key"] for entry in (await entries(service))["data"]]
+        twice = next(a[0] for a, b in itertools.pairwise(keys) if a[0] == b[0])
+        answer = await service.send("GET", f"/v1/cache/entries/{twice}")
+        assert (answer.status, answer.error["code"]) == (400, "ambiguous_key")
+
+
+async def test_an_entry_without_its_answer_is_not_counted_as_read() -> None:
+    async with serving() as service:
+        await filled(service, 1)
+        (entry,) = (await entries(service))["data"]
+        told = (await service.send("GET", f"/v1/cache/entries/{entry['key']}?response=false")).body
+        assert "response" not in told
+        assert told["made_by"]["tier"] == told["tier"]
+        refused = await service.send("GET", f"/v1/cache/entries/{entry['key']}?response=maybe")
+        assert (refused.status, refused.error["param"]) == (400, "response")
+
+
+async def test_the_statistics_have_answer_times_by_level() -> None:
+    async with serving() as service:
+        await filled(service, 3)
+        latency = (await service.send("GET", "/v1/cache/stats")).body["latency"]
+        assert sum(latency["levels"]["none"]["within"]) == 3
+        assert len(latency["levels"]["none"]["within"]) == len(latency["bounds_s"]) + 1
