@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from engine.errors import GenerationError
+from engine.receipt import Receipt
 from engine.request import Pick, TokenEvent
 from engine.text.detokenizer import Detokenizer, Piece
 
@@ -51,6 +52,7 @@ class Choice:
     echo: str | None = None
     generated: int = 0
     hit_tokens: int | None = None
+    receipt: Receipt | None = None
     ended: bool = False
     _events: list[TokenEvent] = field(default_factory=list)
     _shown: int = 0
@@ -64,7 +66,7 @@ class Choice:
         if event.finish in ("error", "abort"):
             raise GenerationError(event.error or "The request was aborted.")
         if self.hit_tokens is None:
-            self.hit_tokens = event.hit_tokens
+            self.hit_tokens, self.receipt = event.hit_tokens, event.receipt
             if self.echo is not None:
                 yield Delta(self.index, self.echo, self._prompt_shown(event.prompt_scores))
         piece = Piece("", self._shown)
@@ -153,10 +155,14 @@ class Shape:
         if delta.finish is not None:
             yield self._chunk(delta.index, self._content(""), None, delta.finish)
 
-    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
-        return self._head(stream=True) | {"choices": [], "usage": usage.as_json()}
+    def usage_chunk(self, usage: Usage, receipt: dict[str, Any]) -> dict[str, Any]:
+        """The last chunk of a stream: counts, and what became of the prompt's tokens."""
+        told = {"choices": [], "usage": usage.as_json(), "kv_receipt": receipt}
+        return self._head(stream=True) | told
 
-    def fold(self, deltas: Sequence[Delta], usage: Usage) -> dict[str, Any]:
+    def fold(
+        self, deltas: Sequence[Delta], usage: Usage, receipt: dict[str, Any]
+    ) -> dict[str, Any]:
         """The plain answer out of all deltas of all choices."""
         by_index: dict[int, list[Delta]] = {}
         for delta in deltas:
@@ -172,7 +178,8 @@ class Shape:
             )
             finish = {"logprobs": logprobs, "finish_reason": own[-1].finish}
             choices.append({"index": index} | message | finish)
-        return self._head(stream=False) | {"choices": choices, "usage": usage.as_json()}
+        told = {"choices": choices, "usage": usage.as_json(), "kv_receipt": receipt}
+        return self._head(stream=False) | told
 
     def _head(self, *, stream: bool) -> dict[str, Any]:
         if self.kind == "completion":

@@ -12,30 +12,18 @@ nothing here could keep the promise.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, get_args
+from typing import Any
 
-from engine.errors import RequestError
-from engine.request import Lane, Priority, SamplingParams
+from engine.fields import TEXT_CHARS, Fields
+from engine.request import SamplingParams
+from engine.wishes import KvWish, parse_kv
 
 MAX_CHOICES = 16
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 MAX_PROMPTS = 64
-_TEXT_CHARS = 512  # of a stop string, of a salt
-
-
-@dataclass(frozen=True, slots=True)
-class KvWish:
-    """The gateway's member `kv`: who may share the KV, how long it is worth keeping, who goes first."""
-
-    salt: str = ""
-    priority: Priority = "medium"
-    ttl_s: float = math.inf
-    lane: Lane = "interactive"
-    reuse: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,85 +53,6 @@ class CompletionAsk(Ask):
 
     prompts: tuple[str | tuple[int, ...], ...]
     echo: bool
-
-
-class Fields:
-    """Reads members of a JSON object; every complaint names the member."""
-
-    def __init__(self, body: object, where: str = "") -> None:
-        if not isinstance(body, dict):
-            subject = where.rstrip(".") or None
-            self._refuse(subject or "the body", "must be a JSON object", subject, "invalid_type")
-        self._body: dict[str, Any] = body
-        self._where = where
-
-    def __contains__(self, name: str) -> bool:
-        return self._body.get(name) is not None
-
-    def raw(self, name: str) -> Any:
-        return self._body.get(name)
-
-    def fail(self, name: str, complaint: str, code: str = "invalid_value") -> NoReturn:
-        self._refuse(self._where + name, complaint, self._where + name, code)
-
-    @staticmethod
-    def _refuse(subject: str, complaint: str, param: str | None, code: str) -> NoReturn:
-        message = f"{subject} {complaint}."
-        raise RequestError(message, param=param, code=code)
-
-    def number(self, name: str, default: float, low: float, high: float) -> float:
-        value = self.raw(name)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(name, "must be a number", "invalid_type")
-        if not low <= value <= high:  # false for NaN as well
-            self.fail(name, f"must be between {low:g} and {high:g}")
-        return float(value)
-
-    def integer(self, name: str, low: int, high: int) -> int | None:
-        value = self.raw(name)
-        if value is None:
-            return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            self.fail(name, "must be an integer", "invalid_type")
-        if not low <= value <= high:
-            self.fail(name, f"must be between {low} and {high}")
-        return int(value)
-
-    def boolean(self, name: str, *, default: bool) -> bool:
-        value = self.raw(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            self.fail(name, "must be true or false", "invalid_type")
-        return value
-
-    def text(self, name: str, default: str | None, *, chars: int = _TEXT_CHARS) -> str | None:
-        value = self.raw(name)
-        if value is None:
-            return default
-        if not isinstance(value, str):
-            self.fail(name, "must be a string", "invalid_type")
-        if len(value) > chars:
-            self.fail(name, f"must be at most {chars} characters long")
-        return value
-
-    def choice(self, name: str, default: str, among: tuple[str, ...]) -> Any:
-        value = self.text(name, default)
-        if value not in among:
-            self.fail(name, f"must be one of {', '.join(among)}")
-        return value
-
-    def objects(self, name: str) -> list[Mapping[str, Any]] | None:
-        value = self.raw(name)
-        if value is None:
-            return None
-        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-            self.fail(name, "must be a list of objects", "invalid_type")
-        return value
 
 
 def parse_chat(body: object, *, vocabulary: int) -> ChatAsk:
@@ -211,20 +120,6 @@ def parse_prompts(fields: Fields, vocabulary: int) -> tuple[str | tuple[int, ...
     )
 
 
-def parse_kv(value: object, *, lane: Lane = "interactive") -> KvWish:
-    """The member `kv`. Unknown members are ignored."""
-    if value is None:
-        return KvWish(lane=lane)
-    fields = Fields(value, "kv.")
-    return KvWish(
-        salt=fields.text("salt", "") or "",
-        priority=fields.choice("priority", "medium", get_args(Priority)),
-        ttl_s=fields.number("ttl_s", math.inf, 0, 1e9),
-        lane=fields.choice("lane", lane, get_args(Lane)),
-        reuse=fields.boolean("reuse", default=True),
-    )
-
-
 def _common(
     fields: Fields, vocabulary: int, top_logprobs: int | None, *, smallest: int
 ) -> dict[str, Any]:
@@ -276,8 +171,8 @@ def _stops(fields: Fields) -> tuple[str, ...]:
         fields.fail("stop", "must be a string or a list of strings", "invalid_type")
     if len(stops) > MAX_STOPS:
         fields.fail("stop", f"must hold at most {MAX_STOPS} strings")
-    if not all(0 < len(stop) <= _TEXT_CHARS for stop in stops):
-        fields.fail("stop", f"must hold strings of 1 to {_TEXT_CHARS} characters")
+    if not all(0 < len(stop) <= TEXT_CHARS for stop in stops):
+        fields.fail("stop", f"must hold strings of 1 to {TEXT_CHARS} characters")
     return tuple(stops)
 
 

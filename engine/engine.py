@@ -30,6 +30,7 @@ from typing import Generic, Protocol, TypeVar
 
 from engine.errors import ContextLengthError, NotReadyError, OverloadedError
 from engine.latency import Latency
+from engine.receipt import PrefillRate
 from engine.request import GenerationRequest, NonFiniteError, Pick, TokenEvent
 from engine.scheduler import Schedule, Scheduler
 
@@ -101,12 +102,14 @@ class Engine(Generic[LogitsT]):
         self._steps = self._failed_steps = self._failed_in_a_row = 0
         self._rows = self._generated = self._finished = 0
         self.latency = Latency()
+        self.prefill_rate = PrefillRate()
 
     # -- the step --------------------------------------------------------------------------------
 
     def step(self) -> list[TokenEvent]:
         """One step of every sequence whose turn it is. Called by the engine's thread (or a test)."""
-        schedule = self.scheduler.schedule(now=self._clock())
+        began = self._clock()
+        schedule = self.scheduler.schedule(now=began)
         if not schedule.spans:
             return []
         self._steps += 1
@@ -124,7 +127,9 @@ class Engine(Generic[LogitsT]):
             events = self._step_failed(schedule, error)
         else:
             self._failed_in_a_row = 0
-            events = self.scheduler.commit(schedule, picks, now=self._clock())
+            ended = self._clock()
+            self.prefill_rate.saw(schedule.prefill_rows, seconds=ended - began)
+            events = self.scheduler.commit(schedule, picks, now=ended)
         self._generated += sum(event.token is not None for event in events)
         self.latency.heard(events, now=self._clock())
         return events
@@ -260,6 +265,10 @@ class Engine(Generic[LogitsT]):
         if request_id in self._sinks:
             with suppress(NotReadyError):  # then it is ended already
                 self._post(lambda: self._abort(request_id))
+
+    def now(self) -> float:
+        """The time of ttls and pins, for what `ask` runs."""
+        return self._clock()
 
     async def ask(self, question: Callable[[Scheduler], ResultT]) -> ResultT:
         """Run `question` in the engine's thread, between two steps. It must be short."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from engine.kv.missed import Missed
 from engine.kv.salts import Salt
+from engine.receipt import Receipt
 
 Lane = Literal["interactive", "batch", "warm"]
 Priority = Literal["high", "medium", "low"]
@@ -91,6 +92,8 @@ class Sequence:
     turn     which turn of a conversation its prompt seems to be
     awaits   key of a block that a running sequence is about to publish; not admitted before
     missed   why not all of the prompt was found, None when it was
+    tier_tokens  how many of the prompt's tokens came out of which tier; the others were computed
+    moved_bytes  how many bytes of KV were brought up for that
     scores   of the prompt's tokens from the second on, for a request with `score_prompt`
     """
 
@@ -107,6 +110,8 @@ class Sequence:
     preemptions: int = 0
     awaits: bytes | None = None
     missed: Missed | None = None
+    tier_tokens: dict[Tier, int] = field(default_factory=dict)
+    moved_bytes: int = 0
     scores: list[Pick] = field(default_factory=list)
     sampler_state: Any = None
 
@@ -131,6 +136,18 @@ class Sequence:
     def generated(self) -> int:
         """How many tokens were generated so far."""
         return len(self.tokens) - len(self.request.prompt)
+
+    def receipt(self) -> Receipt:
+        """What became of its prompt. What no tier claims came out of the pool."""
+        warm, cold = self.tier_tokens.get("warm", 0), self.tier_tokens.get("cold", 0)
+        return Receipt(
+            prompt_tokens=self.prompt_tokens,
+            hot=self.hit_tokens - warm - cold,
+            warm=warm,
+            cold=cold,
+            moved_bytes=self.moved_bytes,
+            missed=self.missed,
+        )
 
     def __repr__(self) -> str:
         return (
@@ -166,7 +183,8 @@ class TokenEvent:
     `token` is None in an end without a token: an end token of the model (never shown), an abort, an
     error, or a prompt that was only to be computed. `hit_tokens` is how much of the prompt came out of
     the prefix cache. `prompt_scores` is set on the first event of a request that asked `score_prompt`:
-    one entry for each prompt token, None for the first, which nothing predicts.
+    one entry for each prompt token, None for the first, which nothing predicts. `receipt` is set on the
+    first event of a request that was computed.
     """
 
     request_id: str
@@ -177,3 +195,4 @@ class TokenEvent:
     error: str | None = None
     hit_tokens: int = 0
     prompt_scores: tuple[Pick | None, ...] | None = None
+    receipt: Receipt | None = None

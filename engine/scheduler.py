@@ -56,6 +56,12 @@ class Schedule:
     def rows(self) -> int:
         return sum(span.rows for span in self.spans)
 
+    @property
+    def prefill_rows(self) -> int:
+        """The same of a step that computes prompts and nothing else; 0 of another."""
+        prompts = all(span.start < span.sequence.prefill_stop for span in self.spans)
+        return self.rows if prompts else 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -184,6 +190,7 @@ class Scheduler:
         scores = None
         if sequence.request.score_prompt and not sequence.generated:
             scores = (None, *sequence.scores)
+        receipt = None if sequence.generated else sequence.receipt()
         if pick is None:  # the prompt alone was wanted
             self._finish(sequence, now=now)
             return TokenEvent(
@@ -191,6 +198,7 @@ class Scheduler:
                 finish="length",
                 hit_tokens=sequence.hit_tokens,
                 prompt_scores=scores,
+                receipt=receipt,
             )
         ended = pick.token in self.end_tokens and not sequence.sampling.ignore_eos
         if not ended:
@@ -206,6 +214,7 @@ class Scheduler:
             finish="stop" if ended else "length" if full else None,
             hit_tokens=sequence.hit_tokens,
             prompt_scores=scores,
+            receipt=receipt,
         )
 
     def _prefill_rows(self, decode_rows: int) -> int:

@@ -15,10 +15,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from engine.answers import Choice, Delta, Kind, Shape, Usage
-from engine.api import Ask, ChatAsk, CompletionAsk, KvWish
+from engine.api import Ask, ChatAsk, CompletionAsk
 from engine.engine import Engine
 from engine.errors import ContextLengthError, RequestError, UnknownModelError
+from engine.kv.salts import Layered, Salt
+from engine.kv_control import KvControl
+from engine.receipt import Receipt, total
 from engine.request import GenerationRequest, SamplingParams
+from engine.stats import stats_of
+from engine.wishes import BaseWish, KvWish
 
 _INLINE_CHARS = 4096  # longer texts are made into tokens in a thread: streams must not stall
 _LONG_TOKEN_BYTES = 16
@@ -52,9 +57,10 @@ class Text(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, and the text an `echo` repeats."""
+    """Token ids, who may share their KV, and the text an `echo` repeats."""
 
     tokens: tuple[int, ...]
+    salt: Salt = ""
     text: str = ""
 
 
@@ -84,10 +90,7 @@ class Call:
             id=f"{self.shape.id}-{index}",
             prompt=prompt.tokens,
             sampling=replace(sampling, max_tokens=limit),
-            salt=ask.kv.salt,
-            priority=ask.kv.priority,
-            ttl_s=ask.kv.ttl_s,
-            lane=ask.kv.lane,
+            **kept_as(ask.kv, prompt.salt),
             reuse=ask.kv.reuse,
             score_prompt=echo and self.shape.logprobs,
         )
@@ -110,6 +113,11 @@ class Call:
             completion_tokens=sum(choice.generated for choice in self._choices.values()),
             hit_tokens=sum(choice.hit_tokens or 0 for choice in self._firsts),
         )
+
+    def receipt(self) -> dict[str, Any]:
+        """What became of its prompts' tokens, each prompt once. Known with the first delta."""
+        receipts = [first.receipt for first in self._firsts if first.receipt is not None]
+        return total(receipts).as_json(self._engine.prefill_rate.tokens_per_s)
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Pieces of all choices as they come; the first one not before the reuse is known.
@@ -150,6 +158,7 @@ class Service:
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.engine = engine
+        self.control = KvControl(engine)
         self.text = text
         self.model = model
         self.fingerprint = fingerprint
@@ -171,8 +180,8 @@ class Service:
         """Raises `RequestError` for messages the template refuses or that are too long."""
         self.check_model(ask.model)
         tokens = await self.chat_tokens(ask.messages, tools=ask.tools)
-        shape = self._shape("chat", ask)
-        return Call(self.engine, shape, [Prompt(tokens)], ask)
+        salt = await self.chat_salt(tokens, ask.messages, ask.kv)
+        return Call(self.engine, self._shape("chat", ask), [Prompt(tokens, salt)], ask)
 
     async def completion(self, ask: CompletionAsk) -> Call:
         """Raises `RequestError` for an empty prompt or one that is too long."""
@@ -183,7 +192,8 @@ class Service:
             text = ""
             if ask.echo:
                 text = prompt if isinstance(prompt, str) else self._text_of(tokens)
-            prompts.append(Prompt(tokens, text))
+            salt = await self.prompt_salt(tokens, prompt, ask.kv)
+            prompts.append(Prompt(tokens, salt, text))
         return Call(self.engine, self._shape("completion", ask), prompts, ask)
 
     async def chat_tokens(
@@ -215,6 +225,51 @@ class Service:
         tokens = await _off_loop(lambda: self._encode(prompt, "prompt", add_bos=True), len(prompt))
         return _some(tokens, "prompt")
 
+    async def chat_salt(
+        self, tokens: Sequence[int], messages: Sequence[Mapping[str, Any]], wish: KvWish
+    ) -> Salt:
+        """Who may share the KV of messages that are these tokens. Raises `RequestError`.
+
+        The boundary is found by rendering the base alone, without tools: what both have in common, in
+        whole blocks. So no token under the base's salt depends on anything but the base.
+        """
+        base = wish.base
+        if base is None or base.messages is None:
+            return self._salt(tokens, wish, ())
+        if base.messages > len(messages):
+            message = (
+                f"kv.base.messages is {base.messages}, but there are {len(messages)} messages."
+            )
+            raise RequestError(message, param="kv.base.messages")
+        beginning = _cut([*messages[: base.messages]], base)
+        try:
+            alone = await self.chat_tokens(beginning, add_generation_prompt=False)
+        except RequestError:
+            alone = ()  # a template that takes no such beginning: then nothing is shared
+        return self._salt(tokens, wish, alone)
+
+    async def prompt_salt(
+        self, tokens: Sequence[int], prompt: str | tuple[int, ...], wish: KvWish
+    ) -> Salt:
+        """The same of a plain prompt: its base is so many characters of text, or tokens."""
+        base = wish.base
+        alone: Sequence[int] = ()
+        if base is not None and isinstance(prompt, str) and base.characters is not None:
+            alone = await self.prompt_tokens(prompt[: base.characters])
+        elif base is not None:
+            alone = tokens[: base.tokens or 0]
+        return self._salt(tokens, wish, alone)
+
+    def _salt(self, tokens: Sequence[int], wish: KvWish, alone: Sequence[int]) -> Salt:
+        if wish.base is None:
+            return wish.salt
+        pairs = enumerate(zip(tokens, alone, strict=False))
+        ends = min(len(tokens), len(alone))
+        common = next((at for at, (one, two) in pairs if one != two), ends)
+        return Layered(
+            wish.base.salt, wish.salt, common // self.engine.scheduler.index.block_tokens
+        )
+
     def _encode(self, text: str, param: str, *, add_bos: bool) -> list[int]:
         """Token ids, or `ContextLengthError` before making many more than the model takes."""
         capacity = self.engine.scheduler.capacity_tokens
@@ -223,72 +278,26 @@ class Service:
             raise ContextLengthError.at_least(capacity=capacity, prompt=at_least, param=param)
         return self.text.encode(text, add_bos=add_bos)
 
-    async def prefill(self, tokens: tuple[int, ...], wish: KvWish) -> Usage:
+    async def prefill(self, prompt: Prompt, wish: KvWish) -> tuple[Usage, Receipt]:
         """Compute a prompt and keep its KV. Raises what `Engine.check` raises, `GenerationError`."""
-        limit = max_tokens(self.engine, len(tokens), 0, param="messages")
+        limit = max_tokens(self.engine, len(prompt.tokens), 0, param="messages")
         request = GenerationRequest(
             id=f"prefill-{secrets.token_hex(12)}",
-            prompt=tokens,
+            prompt=prompt.tokens,
             sampling=SamplingParams(max_tokens=limit),
-            salt=wish.salt,
-            priority=wish.priority,
-            ttl_s=wish.ttl_s,
-            lane=wish.lane,
+            **kept_as(wish, prompt.salt),
         )
-        choice = Choice(0, (), self.token_bytes, tokens)
+        choice = Choice(0, (), self.token_bytes, prompt.tokens)
         async with aclosing(self.engine.generate(request)) as events:
             async for event in events:
                 for _ in choice.push(event):
                     pass
-        return Usage(len(tokens), 0, choice.hit_tokens or 0)
-
-    async def lookup(self, tokens: Sequence[int], salt: str) -> int:
-        """How many leading tokens of this prompt would be found."""
-        return await self.engine.ask(lambda scheduler: scheduler.index.lookup(tokens, salt))
-
-    async def invalidate(self, salt: str | None) -> int:
-        """Forget the KV of a salt (None: all). Returns tokens that can no longer be found."""
-        return await self.engine.ask(lambda scheduler: scheduler.index.invalidate(salt))
+        assert choice.receipt is not None
+        return Usage(len(prompt.tokens), 0, choice.hit_tokens or 0), choice.receipt
 
     def stats(self) -> dict[str, Any]:
         """The state of engine, pool and index as plain JSON."""
-        engine, scheduler = self.engine.stats(), self.engine.scheduler
-        index, pool = scheduler.index.stats(), scheduler.index.pool
-        prompt_tokens = index.hit_tokens + index.miss_tokens
-        held_tokens = (pool.total_blocks - pool.free_blocks) * scheduler.index.block_tokens
-        return {
-            "model": self.model,
-            **self.facts,
-            "blocks": {
-                "total": pool.total_blocks,
-                "free": pool.free_blocks,
-                "cached": index.blocks,
-                "idle": index.idle_blocks,
-                "in_use": pool.held_blocks,
-                "block_tokens": scheduler.index.block_tokens,
-            },
-            "tokens": {
-                "hit": index.hit_tokens,
-                "miss": index.miss_tokens,
-                "generated": engine.generated_tokens,
-                "rows": engine.rows,
-            },
-            "hit_rate": round(index.hit_tokens / prompt_tokens, 4) if prompt_tokens else 0.0,
-            # of the blocks that hold something; the pool itself (kv_bytes) is taken at the start
-            "kv_used_bytes": held_tokens * int(self.facts.get("kv_token_bytes", 0)),
-            "latency": self.engine.latency.as_json(),
-            "evictions": index.evicted_blocks,
-            "invalidated_blocks": index.invalidated_blocks,
-            "sequences": {
-                "running": engine.running,
-                "waiting": engine.waiting,
-                "finished": engine.finished,
-                "preempted": engine.preemptions,
-            },
-            "steps": engine.steps,
-            "failed_steps": engine.failed_steps,
-            "capacity_tokens": scheduler.capacity_tokens,
-        }
+        return stats_of(self.engine, {"model": self.model, **self.facts})
 
     def token_bytes(self, token: int) -> bytes:
         return self.text.token_bytes(token)
@@ -307,6 +316,32 @@ class Service:
             logprobs=ask.sampling.top_logprobs is not None,
             token_bytes=self.token_bytes,
         )
+
+
+def kept_as(wish: KvWish, salt: Salt) -> dict[str, Any]:
+    """What a request says of its KV, as arguments of `GenerationRequest`."""
+    return {
+        "salt": salt,
+        "priority": wish.priority,
+        "ttl_s": wish.ttl_s,
+        "floor": wish.floor,
+        "ceiling": wish.ceiling,
+        "lane": wish.lane,
+        "session": wish.session,
+        "quota_bytes": wish.quota_bytes,
+        "own_salts": wish.own_salts,
+    }
+
+
+def _cut(messages: list[Mapping[str, Any]], base: BaseWish) -> list[Mapping[str, Any]]:
+    """The base's messages; the last may go on where the base has ended."""
+    if base.characters is None:
+        return messages
+    content = messages[-1].get("content")
+    if not isinstance(content, str):
+        message = "kv.base.characters needs the last message of the base to have a text."
+        raise RequestError(message, param="kv.base.characters")
+    return [*messages[:-1], {**messages[-1], "content": content[: base.characters]}]
 
 
 def max_tokens(engine: Engine[Any], prompt: int, asked: int | None, *, param: str) -> int:

@@ -53,10 +53,23 @@ class Sharing:
         if sequence.preemptions:
             return  # what it missed and superseded is known
         request = sequence.request
-        if not self._shares(sequence) or request.score_prompt:
-            sequence.missed = Missed("reuse_off", 0)
+        sequence.missed = self._why(sequence, found)
+        if sequence.missed is not None:
+            self.index.keeper.missed[sequence.missed.reason] += 1
+        if not self._shares(sequence):
             return
-        sequence.missed = why_missed(
+        if request.quota_bytes is not None:
+            self.index.set_quota(self._own_salt(sequence), request.quota_bytes)
+        if request.session is not None:
+            leaf = self.index.sessions.left_behind(self._session(sequence), request.prompt)
+            if leaf is not None:
+                self.index.supersede(leaf)
+
+    def _why(self, sequence: Sequence, found: int) -> Missed | None:
+        request = sequence.request
+        if not self._shares(sequence) or request.score_prompt:
+            return Missed("reuse_off", 0)
+        return why_missed(
             self.index,
             sequence.chain,
             sequence.tokens,
@@ -64,12 +77,6 @@ class Sharing:
             found=found,
             own_salts=request.own_salts,
         )
-        if request.quota_bytes is not None:
-            self.index.set_quota(self._own_salt(sequence), request.quota_bytes)
-        if request.session is not None:
-            leaf = self.index.sessions.left_behind(self._session(sequence), request.prompt)
-            if leaf is not None:
-                self.index.supersede(leaf)
 
     def _own_salt(self, sequence: Sequence) -> str:
         return salt_at(sequence.request.salt, self.index.pool.total_blocks)

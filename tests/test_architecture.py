@@ -37,12 +37,14 @@ IMPURE = frozenset(
 EMPTY_WORDS = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "shared"})
 TORCH_FREE = (
     "engine", "engine.config", "engine.errors", "engine.kv.blocks", "engine.kv.layout",
-    "engine.kv.prefix", "engine.latency", "engine.models.config", "engine.models.rope", "engine.plan", "engine.request",
+    "engine.kv.prefix", "engine.kv.why", "engine.kv_control", "engine.latency", "engine.models.config", "engine.models.rope", "engine.plan", "engine.request",
     "engine.scheduler", "engine.sharing", "engine.text.detokenizer", "engine.weights.config_json",
     "engine.weights.fetch", "engine.weights.shapes",
 )  # fmt: skip
 TESTED_ELSEWHERE = {
     "gateway/__main__.py": "two lines, run by tests/gateway/test_cli.py as a process",
+    "engine/fields.py": "tests/engine/test_api.py, body by body",
+    "engine/wire.py": "tests/engine/test_server.py",
     "engine/__main__.py": "run as a process by tests/scenarios and tests/engine/test_server.py",
     "gateway/backends/base.py": "a contract; its implementations are tested against it",
     "gateway/store/base.py": "a contract, tested once for all stores in tests/contracts/test_store.py",

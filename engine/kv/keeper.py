@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from engine.kv.events import EventLog
-from engine.kv.missed import Cause, Forgotten
+from engine.kv.missed import Cause, Forgotten, Reason
 from engine.kv.quotas import Quotas
 from engine.kv.retention import PIN_SHARE, Pins, Retention
 from engine.request import Tier
@@ -55,6 +55,7 @@ class Keeper:
         self.clock = clock
         self.now = 0.0
         self.evicted: Counter[Cause] = Counter()
+        self.missed: Counter[Reason] = Counter()
         self.broken_pins = 0
         self._block_tokens = block_tokens
 

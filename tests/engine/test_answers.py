@@ -13,6 +13,7 @@ async def test_a_chat_is_answered_in_openais_shape() -> None:
         response = await one.post(CHAT, chat("hi"))
         body = await response.json()
         assert body.pop("id").startswith("chatcmpl-")
+        assert body.pop("kv_receipt")["computed"] == 19
         assert body == {
             "object": "chat.completion",
             "created": 1_000_000,
