@@ -22,6 +22,7 @@ from aiohttp import web
 
 from gateway.analytics import Conversations
 from gateway.auth import OPEN_TENANT, Authenticator
+from gateway.backends.figures import figures
 from gateway.backends.health import Health
 from gateway.backends.hearsay import share
 from gateway.backends.replicas import Engines, Replicas, follow, is_ready, state_of
@@ -53,6 +54,7 @@ from gateway.store.sharing import Leases, News, Records
 from gateway.store.tiers import Tiers
 from gateway.together import Together
 from gateway.traffic import Traffic
+from gateway.version import installed_version
 from gateway.warming_service import open_warming
 from gateway.workers.team import Team
 from policies.rules import Rules
@@ -186,7 +188,7 @@ def _engines(config: Config, tasks: Tasks, team: Team | None) -> Engines | None:
 
 def _metrics(config: Config, router: Router) -> Metrics:
     tenants = [tenant.name for tenant in config.tenants] or [OPEN_TENANT]
-    return Metrics(models=router.models(), tenants=tenants)
+    return Metrics(models=router.models(), tenants=tenants, version=installed_version())
 
 
 def _mount(
@@ -233,6 +235,7 @@ def _mount(
         ailing=lambda: {
             name: state for name, state in gateway.health.states().items() if state != "up"
         },
+        figures=lambda: figures(router.backends),
         worker=team.number if team else None,
     )
     analytics = Analytics(

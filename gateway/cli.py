@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from gateway.cli_explain import explain
+from gateway.cli_grafana import grafana
 from gateway.cli_inspect import inspect
 from gateway.cli_stats import stats
 from gateway.cli_top import top
@@ -49,7 +50,9 @@ ConfigFile = Annotated[
 
 def _show_version(wanted: bool) -> None:  # the signature is typer's
     if wanted:
-        typer.echo(f"kvgate {_version()}")
+        from gateway.version import installed_version
+
+        typer.echo(f"kvgate {installed_version()}")
         raise typer.Exit
 
 
@@ -136,6 +139,8 @@ app.command()(top)
 app.command()(inspect)
 app.command()(explain)
 app.command("warm")(warm_command)
+# What needs none.
+app.command()(grafana)
 
 
 def _engine(module: str, *words: str) -> int:
@@ -175,15 +180,6 @@ def _why_not_listening(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
         return f"{place} is no address of this machine"
     return f"{place}: {error.strerror or error}"
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("kvgate")
-    except PackageNotFoundError:
-        return "from a source folder"
 
 
 def _fail(message: str) -> NoReturn:

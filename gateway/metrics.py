@@ -5,38 +5,64 @@ labelled ``other``, so that the number of series never depends on what clients s
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from gateway.backends.figures import Figures
+from gateway.engine_metrics import engine_families
+from gateway.savings import ERRANDS
 from gateway.store.base import Fill
 from gateway.tally import BUCKETS_S, OTHER, Statistics
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
-Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+Family = Metric
 
 
 class Metrics:
     """The exposition of one gateway's numbers."""
 
-    def __init__(self, *, models: Collection[str], tenants: Collection[str]) -> None:
+    def __init__(
+        self, *, models: Collection[str], tenants: Collection[str], version: str = "unknown"
+    ) -> None:
+        self._version = version
         self._models = frozenset(models)
         self._tenants = frozenset(tenants)
 
-    def page(self, statistics: Statistics, fills: Sequence[Fill], flights: int) -> bytes:
-        """The exposition text."""
+    def page(
+        self,
+        statistics: Statistics,
+        fills: Sequence[Fill],
+        flights: int,
+        *,
+        backends: Figures | None = None,
+        states: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """The exposition text. ``states`` are those of the backends that are not ``up``."""
         registry = CollectorRegistry()
-        registry.register(_Page(tuple(self._families(statistics, fills, flights))))
+        families = [
+            *self._families(statistics, fills, flights),
+            *_backends(backends or {}, states or {}),
+            *engine_families(backends or {}),
+        ]
+        registry.register(_Page(families))
         return generate_latest(registry)
 
     def _families(
         self, statistics: Statistics, fills: Sequence[Fill], flights: int
     ) -> Iterator[Family]:
+        yield InfoMetricFamily("kvgate_build", "This gateway.", value={"version": self._version})
         yield self._requests(statistics)
         yield _seconds(statistics)
         yield _tokens(statistics)
@@ -60,6 +86,25 @@ class Metrics:
         saved = CounterMetricFamily("kvgate_saved_seconds", "Time of original computations saved.")
         saved.add_metric((), whole.seconds_saved)
         yield saved
+        yield CounterMetricFamily(
+            "kvgate_saved_money",
+            "Money saved by the configured prices, in their currency.",
+            value=whole.money_saved,
+        )
+        yield CounterMetricFamily(
+            "kvgate_stale", "Hits that were served past their ttl.", value=whole.stale
+        )
+        yield CounterMetricFamily(
+            "kvgate_journal_lines",
+            "Lines written to the journal.",
+            value=statistics.journal_lines,
+        )
+        yield CounterMetricFamily(
+            "kvgate_journal_lost_lines",
+            "Lines that could not be written to the journal.",
+            value=statistics.journal_lost,
+        )
+        yield from _spent(statistics)
         yield from _stores(fills)
         yield GaugeMetricFamily("kvgate_flights", "Flights in the air.", value=flights)
 
@@ -129,15 +174,47 @@ def _misses(statistics: Statistics) -> Counter[str]:
     return counts
 
 
+def _spent(statistics: Statistics) -> Iterator[Family]:
+    labels = ("errand",)
+    seconds = CounterMetricFamily(
+        "kvgate_spent_seconds", "Backend time for what no user waited for.", labels=labels
+    )
+    tokens = CounterMetricFamily(
+        "kvgate_spent_tokens", "Tokens computed for what no user waited for.", labels=labels
+    )
+    spent = {errand: [0.0, 0] for errand in ERRANDS}
+    for purpose, sums in statistics.purposes():
+        spent[purpose.errand][0] += sums.seconds
+        spent[purpose.errand][1] += sums.tokens
+    for errand, (took_s, computed) in spent.items():
+        seconds.add_metric((errand,), took_s)
+        tokens.add_metric((errand,), computed)
+    yield from (seconds, tokens)
+
+
+def _backends(said: Figures, states: Mapping[str, str]) -> Iterator[Family]:
+    """Whether each backend is asked at the moment, and whether it tells its figures."""
+    if not said:
+        return
+    up = GaugeMetricFamily(
+        "kvgate_backend_up", "Whether calls go to the backend: 1 yes, 0 no.", labels=("backend",)
+    )
+    for name, one in said.items():
+        up.add_metric((name,), float("error" not in one and states.get(name, "up") == "up"))
+    yield up
+
+
 def _stores(fills: Sequence[Fill]) -> Iterator[Family]:
     labels = ("tier",)
     entries = GaugeMetricFamily("kvgate_store_entries", "Entries by tier.", labels=labels)
     held = GaugeMetricFamily("kvgate_store_bytes", "Bytes held by tier.", labels=labels)
+    limit = GaugeMetricFamily("kvgate_store_limit_bytes", "Room by tier.", labels=labels)
     evictions = CounterMetricFamily(
         "kvgate_store_evictions", "Entries thrown out since the start, by tier.", labels=labels
     )
     for fill in fills:
         entries.add_metric((fill.tier,), fill.entries)
         held.add_metric((fill.tier,), fill.size_bytes)
+        limit.add_metric((fill.tier,), fill.max_bytes)
         evictions.add_metric((fill.tier,), fill.evictions)
-    yield from (entries, held, evictions)
+    yield from (entries, held, limit, evictions)

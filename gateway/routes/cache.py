@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 
 from gateway.auth import Authenticator
+from gateway.backends.figures import figures
 from gateway.contexts import Contexts
 from gateway.errors import ClientFault, GatewayError
 from gateway.explaining import Explainer
@@ -102,7 +103,7 @@ class Cache:
                 "journal": {"lines": counted.journal_lines, "lost": counted.journal_lost},
                 "flights": numbers.flights,
                 "latency": latency(counted.by("level")),
-                "backends": await self._backends(),
+                "backends": await figures(self._router.backends),
             }
         )
 
@@ -225,15 +226,6 @@ class Cache:
                 except GatewayError:
                     continue  # a backend that is down holds no KV that could be used
         return tokens
-
-    async def _backends(self) -> dict[str, Any]:
-        said: dict[str, Any] = {}
-        for backend in self._router.backends:
-            try:
-                said[backend.name] = {"kv": await backend.kv_stats()}
-            except GatewayError as error:
-                said[backend.name] = {"error": error.code}
-        return said
 
     async def _find(self, request: web.Request, *, most: int = 1) -> EntryMeta:
         """The entry whose key is in the path; with ``most`` over 1 its first digits will do."""

@@ -1,10 +1,12 @@
 """``/healthz``, ``/readyz``, ``/metrics``: what operators and their machines ask."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
 from gateway.auth import Authenticator
+from gateway.backends.figures import Figures
 from gateway.errors import ClientFault
 from gateway.metrics import CONTENT_TYPE, Metrics
 from gateway.numbers import Ask
@@ -26,6 +28,7 @@ class Ops:
         numbers: Ask,
         unready: Callable[[], Mapping[str, str]],
         ailing: Callable[[], Mapping[str, str]] = dict,
+        figures: Callable[[], Awaitable[Figures]],
         worker: int | None = None,
     ) -> None:
         self._authenticator = authenticator
@@ -33,6 +36,7 @@ class Ops:
         self._numbers = numbers
         self._unready = unready
         self._ailing = ailing
+        self._figures = figures
         self._worker = {} if worker is None else {"worker": worker}
 
     async def healthz(self, _: web.Request) -> web.Response:
@@ -54,6 +58,12 @@ class Ops:
         principal = self._authenticator.principal(request.headers.get("Authorization"))
         if not principal.admin:
             raise ClientFault("This route is for admin keys only.", code="admin_only", status=403)
-        numbers = await self._numbers()
-        page = self._metrics.page(numbers.statistics, numbers.fills, numbers.flights)
+        numbers, said = await asyncio.gather(self._numbers(), self._figures())
+        page = self._metrics.page(
+            numbers.statistics,
+            numbers.fills,
+            numbers.flights,
+            backends=said,
+            states=self._ailing(),
+        )
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE})
