@@ -24,7 +24,7 @@ from engine.models.attention import KEY_TILE_TOKENS, Group, causal_mask
 from engine.models.exact import ExactShapes
 from engine.models.network import Tile
 from engine.request import Sequence
-from engine.scheduler import Schedule
+from engine.spans import Schedule
 
 # Short pieces are attended together, as one call costs about as much as the work of one; but not more
 # keys at once than the processor's cache holds of a layer (measured: loadtest/results/tile.md).

@@ -129,6 +129,9 @@ class EngineConfig:
     threads: int = _option(_threads, 0, "of the model's arithmetic, or auto")
     chunk_tokens: int = _option(_whole(16, 8192), 128, "rows of one tile, the grain of prefill")
     max_sequences: int = _option(_whole(1, 4096), 32, "that run at once; others wait")
+    speculate_tokens: int = _option(
+        _whole(0, 64), 8, "guesses checked beside a token, at most; the answer is the same. 0: none"
+    )
     max_waiting: int = _option(_whole(0), 512, "that may wait; more are answered 503")
     host: str = _option(_text, "127.0.0.1", "address to listen on")
     port: int = _option(_whole(0, 65535), 8081, "0: the system chooses, see --port-file")

@@ -143,11 +143,15 @@ class Engine(Generic[LogitsT]):
         return self.scheduler.fail(sequences, message, now=self._clock())
 
     def _not_finite(self, error: NonFiniteError) -> list[TokenEvent]:
-        """Only theirs: the others' rows are not committed, so the next step computes them again."""
+        """Only theirs: the others' rows are not committed, so the next step computes them again.
+
+        Nor is it held against a sequence whose guesses may be the cause: it goes on without them.
+        """
         self._failed_steps += 1
         _log.error("step %d: %s", self._steps, error)
         message = "The model computed no finite numbers for this request."
-        return self.scheduler.fail(error.sequences, message, now=self._clock())
+        blamed = self.scheduler.blamed(error.sequences)
+        return self.scheduler.fail(blamed, message, now=self._clock())
 
     @property
     def broken(self) -> bool:

@@ -20,6 +20,7 @@ from engine.kv.retention import Retention, Wish
 from engine.kv.salts import Salt, salt_at
 from engine.kv.why import why_missed
 from engine.request import Tier
+from engine.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +131,25 @@ class KvControl:
         )
 
     async def invalidate(self, salt: str | None) -> int:
-        """Forget the KV of a salt (None: all). Returns tokens that can no longer be found."""
-        return await self._engine.ask(lambda scheduler: scheduler.index.invalidate(salt))
+        """Forget the KV of a salt (None: all) and its answers. Returns tokens no longer to be found."""
+
+        def forget(scheduler: Scheduler) -> int:
+            scheduler.forget_answers(salt)
+            return scheduler.index.invalidate(salt)
+
+        return await self._engine.ask(forget)
 
     async def invalidate_from(self, tokens: Sequence[int], salt: Salt, *, from_token: int) -> int:
-        """Forget a prompt's KV from a token on, and all that builds on it. Returns how many tokens."""
-        return await self._engine.ask(
-            lambda scheduler: scheduler.index.invalidate_from(tokens, salt, from_token=from_token)
-        )
+        """Forget a prompt's KV from a token on, and all that builds on it. Returns how many tokens.
+
+        Of which prompt an answer was is not kept: all answers of the salt of its end are forgotten.
+        """
+
+        def forget(scheduler: Scheduler) -> int:
+            scheduler.forget_answers(salt_at(salt, scheduler.index.pool.total_blocks))
+            return scheduler.index.invalidate_from(tokens, salt, from_token=from_token)
+
+        return await self._engine.ask(forget)
 
     # -- events ------------------------------------------------------------------------------------
 

@@ -67,6 +67,8 @@ def make_service(
         max_model_len=min(config.max_model_len, loaded.config.context_tokens),
         prefix_cache=config.prefix_cache,
         exact_decode=runner.exact,
+        speculate_tokens=config.speculate_tokens,
+        row_cost=runner.row_cost,
     )
     scheduler = Scheduler(index, limits, end_tokens=loaded.tokenizer.end_tokens)
     engine = Engine(

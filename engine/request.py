@@ -80,9 +80,10 @@ class GenerationRequest:
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """The life of a request in the engine. Only the scheduler (and for its own field the sampler) writes.
+    """The life of a request in the engine. Only the scheduler writes; sampler and speculation have a field each.
 
-    tokens   prompt, then what was generated
+    tokens   prompt, then what was generated; while a step runs, guesses of what comes next behind it
+    drafted  how many of `tokens` are such guesses
     blocks   ids of the KV blocks: blocks[i] holds positions [i*P, (i+1)*P). Read it anew in every step:
              a block may be exchanged for an equal one between steps, and preemption empties the list
     computed KV is there for tokens[0:computed)
@@ -114,6 +115,8 @@ class Sequence:
     moved_bytes: int = 0
     scores: list[Pick] = field(default_factory=list)
     sampler_state: Any = None
+    drafted: int = 0
+    drafter: Any = None
 
     @property
     def id(self) -> str:
@@ -135,7 +138,7 @@ class Sequence:
     @property
     def generated(self) -> int:
         """How many tokens were generated so far."""
-        return len(self.tokens) - len(self.request.prompt)
+        return len(self.tokens) - self.drafted - len(self.request.prompt)
 
     def receipt(self) -> Receipt:
         """What became of its prompt. What no tier claims came out of the pool."""

@@ -11,7 +11,8 @@ from engine.kv.cache import KvCache
 from engine.models.exact import ExactShapes, measure
 from engine.models.network import Network
 from engine.request import NonFiniteError, Sequence
-from engine.scheduler import Schedule
+from engine.spans import Schedule
+from engine.speculation import RowCost
 
 
 class Runner:
@@ -41,6 +42,11 @@ class Runner:
     @property
     def tile_tokens(self) -> int:
         return self.shapes.row_counts[-1]
+
+    @property
+    def row_cost(self) -> RowCost:
+        """Of steps of decode rows: they are padded, and reading the weights costs as much as 32 rows."""
+        return RowCost(self.shapes.row_counts, fixed=32.0)
 
     @property
     def exact(self) -> bool:

@@ -5,6 +5,9 @@ For each row in this order: `logit_bias`, presence and frequency penalty, then t
 
 A row is chosen by itself from its own generator: with a seed the text does not depend on what else runs
 in the step. Log-probabilities are of the model's own distribution, before all of the above.
+
+A guess whose token did not come is not sampled after: the dice are thrown once for each token that is
+really generated, so they fall as if nothing had been guessed.
 """
 
 from __future__ import annotations
@@ -15,7 +18,11 @@ import torch
 from torch import Tensor
 
 from engine.request import Pick, SamplingParams, Sequence
-from engine.scheduler import Schedule, Span
+from engine.spans import Schedule, Span
+
+_REFUTED = Pick(
+    -1
+)  # after a guess that did not come true; no token, so what follows is refuted as well
 
 
 @dataclass(slots=True)
@@ -37,15 +44,18 @@ class Sampler:
         A span that ends inside a prompt is scored: its pick is the prompt's next token.
         """
         spans = [span for span in schedule.spans if span.sample]
+        picks: list[Pick] = []
         assert len(spans) == logits.shape[0], f"{len(spans)} spans, {logits.shape[0]} rows"
         if not spans:
-            return []
+            return picks
         rows = logits.cpu()
         largest: list[int] = rows.argmax(dim=-1).tolist()  # the first of equal ones
-        return [
-            self._pick(span, row, first)
-            for span, row, first in zip(spans, rows.unbind(0), largest, strict=True)
-        ]
+        for span, row, first in zip(spans, rows.unbind(0), largest, strict=True):
+            if span.guess is not None and span.guess != picks[-1].token:
+                picks.append(_REFUTED)
+            else:
+                picks.append(self._pick(span, row, first))
+        return picks
 
     def _pick(self, span: Span, row: Tensor, largest: int) -> Pick:
         sequence = span.sequence
@@ -55,7 +65,7 @@ class Sampler:
         elif _is_plain_greedy(sampling):
             token = largest
         else:
-            token = _choose(row, sequence)
+            token = _choose(row, span)
         if sampling.top_logprobs is None:
             return Pick(token)
         return _with_logprobs(token, row, sampling.top_logprobs)
@@ -70,10 +80,10 @@ def _is_plain_greedy(sampling: SamplingParams) -> bool:
     )
 
 
-def _choose(row: Tensor, sequence: Sequence) -> int:
-    """The next token of a row (V,) of logits."""
-    sampling = sequence.sampling
-    state = _state(sequence)
+def _choose(row: Tensor, span: Span) -> int:
+    """The token that follows a span, from its last row (V,) of logits."""
+    sampling = span.sequence.sampling
+    state = _state(span.sequence, span.stop)
     row = _adjusted(row, sampling, state)
     if sampling.temperature == 0:
         return int(row.argmax())
@@ -125,7 +135,8 @@ def _with_logprobs(token: int, row: Tensor, top: int) -> Pick:
     return Pick(token, float(logprobs[token]), tuple(pairs))
 
 
-def _state(sequence: Sequence) -> SamplerState:
+def _state(sequence: Sequence, stop: int) -> SamplerState:
+    """Brought up to tokens[:stop); further ones are guesses of which nothing is known yet."""
     state = sequence.sampler_state
     if not isinstance(state, SamplerState):
         generator = torch.Generator()
@@ -135,7 +146,7 @@ def _state(sequence: Sequence) -> SamplerState:
         else:
             generator.manual_seed(seed)
         state = sequence.sampler_state = SamplerState(generator)
-    for token in sequence.tokens[sequence.prompt_tokens + state.counted :]:
+    for token in sequence.tokens[sequence.prompt_tokens + state.counted : stop]:
         state.counts[token] = state.counts.get(token, 0) + 1
-    state.counted = sequence.generated
+    state.counted = stop - sequence.prompt_tokens
     return state

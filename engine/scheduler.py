@@ -20,47 +20,15 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.kv.prefix import PrefixIndex
 from engine.request import GenerationRequest, Pick, Sequence, TokenEvent
 from engine.sharing import Sharing
+from engine.spans import Schedule, Span, came_true, decode_spans, prefill_spans
+from engine.speculation import RowCost, Speculation
 
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """tokens[start:stop) of one sequence are computed in this step, in one row each.
-
-    Their KV is written at positions [start, stop) and they attend to [0, own position].
-    `sample` asks for the logits of the last row (position stop-1).
-    One step may hold several spans of one sequence: adjoining, in order.
-    """
-
-    sequence: Sequence
-    start: int
-    stop: int
-    sample: bool
-
-    @property
-    def rows(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """The rows of one step: decode spans (one row each) first, then prefill spans."""
-
-    spans: tuple[Span, ...]
-
-    @property
-    def rows(self) -> int:
-        return sum(span.rows for span in self.spans)
-
-    @property
-    def prefill_rows(self) -> int:
-        """The same of a step that computes prompts and nothing else; 0 of another."""
-        prompts = all(span.start < span.sequence.prefill_stop for span in self.spans)
-        return self.rows if prompts else 0
+__all__ = ["Limits", "Schedule", "Scheduler", "Span"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +38,8 @@ class Limits:
     chunk_tokens   rows of one tile: the runner pads every step to whole tiles
     idle_tiles     tiles of prefill in a step in which nothing decodes
     exact_decode   decode rows write the same bits as prefill rows; else their blocks stay private
+    speculate_tokens  guesses checked beside a decode row, at most; 0: none. Wants exact rows
+    row_cost       what a step of decode rows costs: how many guesses are worth it
     """
 
     chunk_tokens: int
@@ -78,6 +48,8 @@ class Limits:
     idle_tiles: int = 4
     prefix_cache: bool = True
     exact_decode: bool = True
+    speculate_tokens: int = 0
+    row_cost: RowCost = field(default_factory=RowCost)
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:
@@ -93,6 +65,9 @@ class Scheduler:
         self.end_tokens = end_tokens
         self._sharing = Sharing(
             index, enabled=limits.prefix_cache, exact_decode=limits.exact_decode
+        )
+        self.speculation = Speculation(
+            most=limits.speculate_tokens if limits.exact_decode else 0, cost=limits.row_cost
         )
         self._waiting: list[Sequence] = []  # sorted by rank, as is _running
         self._running: list[Sequence] = []
@@ -137,19 +112,34 @@ class Scheduler:
         sequence = self._by_id.get(request_id)
         if sequence is None:
             return None
+        self.speculation.ended(sequence)
         self._finish(sequence, now=now)
         return TokenEvent(request_id, finish="abort", hit_tokens=sequence.hit_tokens)
 
     def fail(self, sequences: Iterable[Sequence], message: str, *, now: float) -> list[TokenEvent]:
         """End sequences whose step failed. Nothing of what the step computed is published."""
+        self.speculation.withdraw()
         events = []
         for sequence in dict.fromkeys(sequences):
             self._finish(sequence, now=now)
             events.append(TokenEvent(sequence.id, finish="error", error=message))
         return events
 
+    def blamed(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+        """Those of them whose step held no guess. The others are computed again, from now on without."""
+        guessing = self.speculation.withdraw()
+        for sequence in sequences:
+            if sequence in guessing:
+                self.speculation.stop(sequence)
+        return [one for one in sequences if one not in guessing]
+
     def fail_all(self, message: str, *, now: float) -> list[TokenEvent]:
         return self.fail(list(self._by_id.values()), message, now=now)
+
+    def forget_answers(self, *salts: str | None) -> None:
+        """What was answered under these salts (None: any), or is just now, is proposed to nobody."""
+        for salt in salts:
+            self.speculation.forget(salt, list(self._by_id.values()))
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -157,32 +147,38 @@ class Scheduler:
         """Choose the rows of the next step. Takes and releases blocks, computes nothing."""
         self._grow(now=now)
         self._admit(now=now)
-        spans = [
-            Span(one, one.computed, one.computed + 1, sample=True)
-            for one in self._running
-            if one.computed >= one.prefill_stop
-        ]
+        decoding = [one for one in self._running if one.computed >= one.prefill_stop]
+        self.speculation.draft(decoding, lambda one, tokens: self._room(one, tokens, now=now))
+        spans = [span for one in decoding for span in decode_spans(one)]
         budget = self._prefill_rows(len(spans))
         for one in self._running:
             if budget and one.computed < one.prefill_stop:
                 rows = min(budget, one.prefill_stop - one.computed)
                 budget -= rows
-                spans.extend(self._prefill_spans(one, rows))
+                spans.extend(prefill_spans(one, rows))
         return Schedule(tuple(spans))
 
     def commit(self, schedule: Schedule, picks: Seq[Pick], *, now: float) -> list[TokenEvent]:
         """Take over what a step computed: `picks` has one entry for each span with `sample`, in order."""
         events = []
+        accepted = dict.fromkeys(self.speculation.withdraw(), 0)
         chosen = iter(picks)
         for span in schedule.spans:
             sequence = span.sequence
             pick = next(chosen) if span.sample else None
+            if span.guess is not None:
+                if not came_true(span):
+                    continue
+                accepted[sequence] += 1
             sequence.computed = span.stop
             self._sharing.publish(sequence, now=now)
             if pick is not None and span.stop < sequence.prompt_tokens:
                 sequence.scores.append(pick)  # the row's own target was scored, nothing sampled
             elif sequence.computed == len(sequence.tokens):
                 events.append(self._advance(sequence, pick, now=now))
+        for sequence, right in accepted.items():
+            self.speculation.judge(sequence, right)
+            self._sharing.trim(sequence, self._blocks_for(len(sequence.tokens)), now=now)
         return events
 
     def _advance(self, sequence: Sequence, pick: Pick | None, *, now: float) -> TokenEvent:
@@ -205,6 +201,7 @@ class Scheduler:
             sequence.tokens.append(pick.token)
         full = sequence.generated >= sequence.sampling.max_tokens
         if ended or full:
+            self.speculation.ended(sequence)
             self._finish(sequence, now=now)
         return TokenEvent(
             sequence.id,
@@ -225,21 +222,25 @@ class Scheduler:
         rest = -decode_rows % tile
         return rest if 2 * rest >= tile else rest + tile
 
-    def _prefill_spans(self, sequence: Sequence, rows: int) -> Iterable[Span]:
-        start, stop = sequence.computed, sequence.computed + rows
-        last = stop == sequence.prefill_stop and sequence.sampling.max_tokens > 0
-        if sequence.request.score_prompt and not sequence.generated:
-            # every row's logits are wanted, and a span gives those of its last row
-            for position in range(start, stop):
-                scored = position + 1 < sequence.prompt_tokens
-                yield Span(sequence, position, position + 1, sample=scored or last)
-        else:
-            yield Span(sequence, start, stop, sample=last)
-
     # -- blocks ----------------------------------------------------------------------------------
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.index.block_tokens)
+
+    def _room(self, sequence: Sequence, tokens: int, *, now: float) -> int:
+        """Room for so many guesses, or for as many as there is without taking anybody's last block.
+
+        blocks  |--full--|--known tokens--|--one block more, if need be--|
+        tokens           ^ len(tokens)    ^ guesses may stand up to the end of the blocks
+        """
+        short = self._blocks_for(len(sequence.tokens) + tokens) - len(sequence.blocks)
+        spare = len(self._running)  # each running sequence will want a block before long
+        if short > 0 and self.index.available_blocks() >= short + spare:
+            sequence.blocks.extend(
+                self.index.take(short, now=now, salt=sequence.request.salt) or []
+            )
+        room = len(sequence.blocks) * self.index.block_tokens - len(sequence.tokens)
+        return min(tokens, room)
 
     def _grow(self, *, now: float) -> None:
         """Each running sequence has room for all its tokens, or steps back."""

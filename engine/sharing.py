@@ -142,6 +142,13 @@ class Sharing:
         sequence.blocks = []
         self._unclaim(sequence, from_block=0)
 
+    def trim(self, sequence: Sequence, blocks: int, *, now: float) -> None:
+        """Give up what it holds beyond so many blocks; nothing was published there."""
+        surplus = sequence.blocks[blocks:]
+        if surplus:
+            del sequence.blocks[blocks:]
+            self.index.release(surplus, retention=_retention(sequence, now), now=now)
+
     def _shares(self, sequence: Sequence) -> bool:
         return self._enabled and sequence.request.reuse
 

@@ -40,6 +40,7 @@ def stats_of(engine: Engine[Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         "kv_used_bytes": held_tokens * int(facts.get("kv_token_bytes", 0)),
         "latency": engine.latency.as_json(),
         "prefill_tokens_per_s": engine.prefill_rate.tokens_per_s,
+        "speculation": scheduler.speculation.as_json(),
         "evictions": index.evicted_blocks,
         "evicted_by": index.evicted_by,
         "broken_pins": index.broken_pins,

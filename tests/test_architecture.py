@@ -36,9 +36,9 @@ IMPURE = frozenset(
 )  # fmt: skip
 EMPTY_WORDS = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "shared"})
 TORCH_FREE = (
-    "engine", "engine.config", "engine.errors", "engine.kv.blocks", "engine.kv.layout",
+    "engine", "engine.config", "engine.drafts", "engine.errors", "engine.kv.blocks", "engine.kv.layout",
     "engine.kv.prefix", "engine.kv.why", "engine.kv_control", "engine.latency", "engine.models.config", "engine.models.rope", "engine.plan", "engine.request",
-    "engine.scheduler", "engine.sharing", "engine.text.detokenizer", "engine.weights.config_json",
+    "engine.scheduler", "engine.sharing", "engine.spans", "engine.speculation", "engine.text.detokenizer", "engine.weights.config_json",
     "engine.weights.fetch", "engine.weights.shapes",
 )  # fmt: skip
 TESTED_ELSEWHERE = {

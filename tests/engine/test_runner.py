@@ -69,6 +69,8 @@ def test_rows_of_any_number_are_padded_to_counts_that_agree(stage: Stage) -> Non
     assert list(shapes.row_counts) == sorted(set(shapes.row_counts))
     assert shapes.row_counts[-1] == stage.runner.tile_tokens <= 128
     assert shapes.attention
+    cost = stage.runner.row_cost
+    assert [cost.of(rows) for rows in shapes.row_counts] == [32 + n for n in shapes.row_counts]
 
 
 def test_a_model_without_tied_head_and_another_seed_answers_differently(tmp_path: Path) -> None:

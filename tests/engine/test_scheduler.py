@@ -309,6 +309,52 @@ def test_the_pool_bounds_what_one_request_may_ask() -> None:
     assert Bench(blocks=40, max_model_len=100).scheduler.capacity_tokens == 100
 
 
+def test_guesses_are_rows_behind_the_one_they_follow_and_come_true_or_not() -> None:
+    bench = Bench(speculate_tokens=3)
+    bench.runner.token_for = lambda state, size: next(said)
+    said = iter([1, 2, 3, 1, 2, 3, 9, 9, 7, 7, 7, 7])
+    bench.add("a", [1, 2, 3], 6)
+    assert bench.rows(bench.step()) == [("a", 0, 3)]
+    # 1 came; 2 3 1 was what followed 3 1 … no: nothing was there before, the pair (3, 1) is new
+    assert bench.rows(bench.step()) == [("a", 3, 4)]
+    schedule = bench.step()  # (1, 2) was there: 3 1 2 are guessed; 3, 1, 2 and then 3 come
+    assert bench.rows(schedule) == [("a", 4, 5), ("a", 5, 6), ("a", 6, 7), ("a", 7, 8)]
+    assert [span.guess for span in schedule.spans] == [None, 3, 1, 2]
+    assert bench.answers["a"] == [1, 2, 3, 1, 2, 3]
+    assert bench.ends["a"].finish == "length"
+    assert bench.scheduler.speculation.as_json()["prompt"] == {"drafted": 3, "accepted": 3}
+
+
+def test_guesses_take_nobodys_block_and_leave_none_behind() -> None:
+    bench = Bench(blocks=6, speculate_tokens=8)
+    for name, prompt in {"a": [1] * 10, "b": [3] * 4}.items():
+        answer = solo(prompt, 9)
+        halfway = [*prompt, *answer[:2], 7, *answer[3:6], 7, *answer[7:]]
+        bench.scheduler.speculation.answers.note("", halfway, answer_start=len(prompt))
+        bench.add(name, prompt, 10 if name == "a" else 4)
+    most = 0
+    while bench.scheduler.busy:
+        most = max(most, bench.step().rows)
+        for one in bench.scheduler._running:
+            assert len(one.blocks) <= -(-len(one.tokens) // P), "room for guesses was kept"
+    assert most > 3
+    assert bench.scheduler.preemptions == 0
+    assert bench.answers == {"a": solo([1] * 10, 10), "b": solo([3] * 4, 4)}
+    counts = bench.scheduler.speculation.as_json()["answers"]
+    assert 0 < counts["accepted"] < counts["drafted"]
+
+
+def test_an_end_token_among_right_guesses_ends_the_answer_there() -> None:
+    bench = Bench(speculate_tokens=4)
+    said = iter([5, END])
+    bench.runner.token_for = lambda state, size: next(said, 9)
+    bench.scheduler.speculation.answers.note("", [1, 2, 5, END, 9, 9, 9], answer_start=2)
+    bench.add("a", [1, 2], 20)
+    bench.drain()
+    assert bench.answers["a"] == [5]
+    assert bench.ends["a"].finish == "stop"
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_any_traffic_on_a_tiny_pool_gets_the_answers_of_a_lonely_engine(seed: int) -> None:
     dice = random.Random(seed)
@@ -317,6 +363,7 @@ def test_any_traffic_on_a_tiny_pool_gets_the_answers_of_a_lonely_engine(seed: in
         blocks=blocks,
         sequences=dice.choice([2, 4, 8]),
         exact_decode=dice.random() < 0.5,
+        speculate_tokens=dice.choice([0, 8]),
         idle_tiles=dice.choice([1, 3]),
     )
     trunk = [dice.randrange(1, 50) for _ in range(2 * P)]

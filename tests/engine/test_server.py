@@ -192,3 +192,20 @@ async def test_stats_name_the_hit_rate_the_waits_and_the_memory_in_use() -> None
         blocks = found["blocks"]
         kept = (blocks["total"] - blocks["free"]) * blocks["block_tokens"]
         assert found["kv_used_bytes"] == kept * 100 > 0
+
+
+async def test_stats_count_guesses_and_a_salt_that_is_forgotten_takes_its_answers_along() -> None:
+    async with scripted(speculate_tokens=4) as one:
+        body = chat(max_tokens=8, kv={"salt": "s"})
+        for _ in range(2):
+            await one.client.post(CHAT, json=body)
+        found = (await (await one.client.get("/kv/stats")).json())["speculation"]
+        assert found["most"] == 4
+        assert found["answers_salts"] == 1
+        assert found["answers_bytes"] > 0
+        tried = {source: found[source] for source in ("prompt", "answers")}
+        assert tried["answers"]["accepted"] > 0
+        assert all(0 <= one["accepted"] <= one["drafted"] for one in tried.values())
+        await one.client.post("/kv/invalidate", json={"salt": "s"})
+        found = (await (await one.client.get("/kv/stats")).json())["speculation"]
+        assert found["answers_salts"] == found["answers_bytes"] == 0

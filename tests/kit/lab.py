@@ -1,0 +1,91 @@
+"""Engines on one tiny model, stepped by hand, and what became of their requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.loading import make_service
+from engine.request import GenerationRequest, TokenEvent
+from engine.runner import Runner
+
+P = 32
+Said = tuple[int, float | None, tuple[tuple[int, float], ...]]
+"""A token, its log-probability, the most likely ones."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One tiny model on disk; engines of any pool size on it."""
+
+    folder: Path
+    dtype: str
+
+    def engine(self, blocks: int, **options: Any) -> Engine[Tensor]:
+        block_bytes = 2 * 2 * 2 * 16 * P * (4 if self.dtype == "float32" else 2)
+        asked = {"max_sequences": 4, "chunk_tokens": 64, **options}
+        config = EngineConfig(
+            model=str(self.folder),
+            dtype=self.dtype,
+            block_tokens=P,
+            kv_memory=blocks * block_bytes,
+            threads=1,
+            **asked,
+        )
+        made = make_service(config, wall_clock=lambda: 0.0, on_fatal=pytest.fail)
+        assert made.engine.scheduler.index.pool.total_blocks == blocks
+        return made.engine
+
+
+@dataclass
+class Run:
+    """An engine and what it said; its scheduler is checked after every step."""
+
+    engine: Engine[Tensor]
+    said: dict[str, list[Said]] = field(default_factory=dict)
+    ends: dict[str, str] = field(default_factory=dict)
+
+    def add(self, *requests: GenerationRequest) -> None:
+        for request in requests:
+            self.said[request.id] = []
+            self.engine.scheduler.add(request)
+
+    def step(self, times: int = 1) -> None:
+        for _ in range(times):
+            self._take(self.engine.step())
+
+    def abort(self, name: str) -> None:
+        gone = self.engine.scheduler.abort(name, now=0.0)
+        self._take([gone] if gone else [])
+
+    def drain(self) -> None:
+        while self.engine.scheduler.busy:
+            self.step()
+
+    def _take(self, events: Iterable[TokenEvent]) -> None:
+        for event in events:
+            assert event.request_id not in self.ends, "an event after the end"
+            if event.token is not None:
+                self.said[event.request_id].append((event.token, event.logprob, event.top))
+            if event.finish is not None:
+                self.ends[event.request_id] = event.finish
+        self.engine.scheduler.check_integrity()
+
+    def kept(self) -> dict[bytes, Tensor]:
+        """Keys and values of every published block, by its key."""
+        runner = self.engine.runner
+        assert isinstance(runner, Runner)
+        entries = self.engine.scheduler.index._entries
+        return {key: runner.cache.data[:, entry.block].clone() for key, entry in entries.items()}
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other)
