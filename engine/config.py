@@ -123,6 +123,13 @@ class EngineConfig:
         _power_of_two(8, 128), 32, "tokens of a KV block, a power of two: the grain of reuse"
     )
     kv_memory: int = _option(size_bytes, 1 << 30, "of keys and values, as 1GiB")
+    kv_host_memory: int = _option(
+        size_bytes, 2 << 30, "of KV beside a GPU's own; on a CPU there is one pool, kv_memory"
+    )
+    kv_disk_path: str | None = _option(
+        _text, None, "folder for KV that outlives the process; one for each model"
+    )
+    kv_disk_max: int = _option(size_bytes, 8 << 30, "of KV on disk, as 8GiB")
     tensor_parallel: int = _option(
         _whole(1, 64), 1, "processes that share the model's heads; each has kv_memory of its own"
     )
@@ -171,7 +178,9 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> En
     options = {option.name: option for option in fields(EngineConfig)}
     given: dict[str, tuple[str, str]] = {}  # name -> (as it was called, its text)
     for name in options:
-        variable = ENV_PREFIX + name.upper()
+        variable = ENV_PREFIX + name.upper().replace(
+            "KV_DISK_", "KV_DISK__"
+        )  # kv_disk: {path, max}
         if variable in environment:
             given[name] = (variable, environment[variable])
     given |= _flags(arguments, options)

@@ -26,7 +26,7 @@ from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from engine.errors import ContextLengthError, NotReadyError, OverloadedError
 from engine.latency import Latency
@@ -129,6 +129,8 @@ class Engine(Generic[LogitsT]):
             self._failed_in_a_row = 0
             ended = self._clock()
             self.prefill_rate.saw(schedule.prefill_rows, seconds=ended - began)
+            if self.scheduler.tiers is not None:
+                self.scheduler.tiers.choice.computed(schedule.prefills, ended - began)
             events = self.scheduler.commit(schedule, picks, now=ended)
         self._generated += sum(event.token is not None for event in events)
         self.latency.heard(events, now=self._clock())
@@ -162,6 +164,8 @@ class Engine(Generic[LogitsT]):
     def start(self) -> None:
         """Run steps in a thread from now on; events go to the running event loop."""
         self._loop = asyncio.get_running_loop()
+        if self.scheduler.tiers is not None:
+            self.scheduler.tiers.notify(self._notify)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -172,6 +176,9 @@ class Engine(Generic[LogitsT]):
             self._wake.notify()
         if self._thread is not None:
             self._thread.join(timeout_s)
+        if self.scheduler.tiers is not None and not (self._thread and self._thread.is_alive()):
+            now = self._clock()
+            self.scheduler.tiers.close(now=now, until=now + timeout_s)
 
     def _run(self) -> None:
         try:
@@ -191,9 +198,19 @@ class Engine(Generic[LogitsT]):
     def _await_work(self) -> bool:
         """Sleep until there is something to do; False when the engine is closing."""
         with self._wake:
-            while not (self._closing or self._inbox or self.scheduler.busy):
-                self._wake.wait()
+            while not (self._closing or self._inbox or self._has_work()):
+                tiers = self.scheduler.tiers
+                if tiers is None or not tiers.idle(now=self._clock()):
+                    self._wake.wait()
             return not self._closing
+
+    def _has_work(self) -> bool:
+        return self.scheduler.busy and not self.scheduler.stalled
+
+    def _notify(self) -> None:
+        """From any thread: there may be something to do."""
+        with self._wake:
+            self._wake.notify()
 
     def _drain_inbox(self) -> list[TokenEvent]:
         events: list[TokenEvent] = []
@@ -302,9 +319,14 @@ class Engine(Generic[LogitsT]):
             finished=self._finished,
         )
 
+    def tier_stats(self) -> dict[str, Any]:
+        """The tiers of KV as plain JSON; none where the scheduler was made without."""
+        tiers = self.scheduler.tiers
+        return {} if tiers is None else tiers.stats(now=self._clock())
+
     def _add(self, requests: Seq[GenerationRequest]) -> list[TokenEvent]:
         for request in requests:
-            self.scheduler.add(request)
+            self.scheduler.add(request, now=self._clock())
             self.latency.accepted(request.id, now=self._clock())
         return []
 

@@ -15,10 +15,13 @@ import torch
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import ConfigError
+from engine.fingerprint import block_fingerprint
 from engine.kv.blocks import BlockPool
 from engine.kv.cache import KvCache
 from engine.kv.layout import Element, KvLayout
+from engine.kv.opening import open_tiers
 from engine.kv.prefix import PrefixIndex
+from engine.kv.tiers import Tiers
 from engine.models.network import Network
 from engine.runner import Runner
 from engine.sampler import Sampler
@@ -54,10 +57,11 @@ def make_service(
     runner = Runner(loaded.model, cache, tile_tokens=config.chunk_tokens)
     if shard is not None:
         shard.announce_shapes(runner.shapes)
+    fingerprint = block_fingerprint(_root(loaded, cache.layout), cache, tiles=repr(runner.shapes))
     index = PrefixIndex(
         BlockPool(cache.blocks),
         block_tokens=config.block_tokens,
-        fingerprint=_root(loaded, cache.layout).encode(),
+        fingerprint=fingerprint,
         block_bytes=cache.layout.block_bytes,
         clock=wall_clock,
     )
@@ -70,7 +74,8 @@ def make_service(
         speculate_tokens=config.speculate_tokens,
         row_cost=runner.row_cost,
     )
-    scheduler = Scheduler(index, limits, end_tokens=loaded.tokenizer.end_tokens)
+    tiers = _tiers(config, index, cache, fingerprint=fingerprint, wall_clock=wall_clock)
+    scheduler = Scheduler(index, limits, end_tokens=loaded.tokenizer.end_tokens, tiers=tiers)
     engine = Engine(
         scheduler,
         runner,
@@ -101,6 +106,35 @@ def make_service(
             "exact_decode": runner.exact,
             "prefix_cache": config.prefix_cache,
         },
+    )
+
+
+def _tiers(
+    config: EngineConfig,
+    index: PrefixIndex,
+    cache: KvCache,
+    *,
+    fingerprint: bytes,
+    wall_clock: Callable[[], float],
+) -> Tiers:
+    """What is below the pool, as far as it was asked for and can be had."""
+    alone = config.tensor_parallel == 1
+    if not alone and config.kv_disk_path is not None:
+        message = (
+            "kv_disk.path: leave it at null with tensor_parallel, each rank has a part of a block"
+        )
+        raise ConfigError(message)
+    device_of_its_own = cache.device.type != "cpu"
+    return open_tiers(
+        index,
+        cache,
+        fingerprint=fingerprint,
+        block_bytes=cache.layout.block_bytes,
+        warm_bytes=config.kv_host_memory if device_of_its_own and alone else 0,
+        disk_path=config.kv_disk_path if config.prefix_cache else None,
+        disk_bytes=config.kv_disk_max,
+        clock=time.monotonic,
+        wall=wall_clock,
     )
 
 

@@ -92,6 +92,8 @@ class Sequence:
     published  how many leading blocks are in the prefix index
     turn     which turn of a conversation its prompt seems to be
     awaits   key of a block that a running sequence is about to publish; not admitted before
+    fetch    blocks on their way up from a lower tier (`engine.kv.tiers`, which alone looks inside)
+    sought   the lower tiers were asked since it began to wait
     missed   why not all of the prompt was found, None when it was
     tier_tokens  how many of the prompt's tokens came out of which tier; the others were computed
     moved_bytes  how many bytes of KV were brought up for that
@@ -110,6 +112,8 @@ class Sequence:
     turn: int = 1
     preemptions: int = 0
     awaits: bytes | None = None
+    fetch: Any = None
+    sought: bool = False
     missed: Missed | None = None
     tier_tokens: dict[Tier, int] = field(default_factory=dict)
     moved_bytes: int = 0

@@ -13,6 +13,8 @@ youngest sequence of the lowest lane steps back and is computed again later, mos
 a request that fits the pool alone is always served.
 
 What sequences find of each other's blocks, and who waits for whom to compute them, is `sharing`.
+Blocks that a tier below the pool holds (`kv.tiers`) are read while the request waits, and copied into its
+own blocks, a few between two steps, before its first row is computed.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from engine.kv.prefix import PrefixIndex
+from engine.kv.tiers import LANDED_A_STEP, Tiers
 from engine.request import GenerationRequest, Pick, Sequence, TokenEvent
 from engine.sharing import Sharing
 from engine.spans import Schedule, Span, came_true, decode_spans, prefill_spans
@@ -59,8 +62,16 @@ def _rank(sequence: Sequence) -> tuple[int, int]:
 class Scheduler:
     """Owns every `Sequence` from `add` to its terminal event, and the blocks it holds."""
 
-    def __init__(self, index: PrefixIndex, limits: Limits, *, end_tokens: frozenset[int]) -> None:
+    def __init__(
+        self,
+        index: PrefixIndex,
+        limits: Limits,
+        *,
+        end_tokens: frozenset[int],
+        tiers: Tiers | None = None,
+    ) -> None:
         self.index = index
+        self.tiers = tiers
         self.limits = limits
         self.end_tokens = end_tokens
         self._sharing = Sharing(
@@ -93,9 +104,15 @@ class Scheduler:
     def busy(self) -> bool:
         return bool(self._by_id)
 
+    @property
+    def stalled(self) -> bool:
+        """Nobody runs, and all who wait do so for blocks that are being read."""
+        reads = (one.fetch is not None and not one.fetch.done for one in self._waiting)
+        return not self._running and bool(self._waiting) and all(reads)
+
     # -- come and go -----------------------------------------------------------------------------
 
-    def add(self, request: GenerationRequest) -> Sequence:
+    def add(self, request: GenerationRequest, *, now: float = 0.0) -> Sequence:
         """Take a request in; that it fits (`capacity_tokens`) was checked before."""
         wanted = len(request.prompt) + request.sampling.max_tokens
         assert wanted <= self.capacity_tokens, f"{wanted} tokens can never be held"
@@ -105,6 +122,7 @@ class Scheduler:
         self._serial += 1
         self._by_id[request.id] = sequence
         insort(self._waiting, sequence, key=_rank)
+        self._seek(sequence, now=now)
         return sequence
 
     def abort(self, request_id: str, *, now: float) -> TokenEvent | None:
@@ -145,14 +163,17 @@ class Scheduler:
 
     def schedule(self, *, now: float) -> Schedule:
         """Choose the rows of the next step. Takes and releases blocks, computes nothing."""
+        if self.tiers is not None:
+            self.tiers.begin_step(now=now)
         self._grow(now=now)
         self._admit(now=now)
+        self._land(now=now)
         decoding = [one for one in self._running if one.computed >= one.prefill_stop]
         self.speculation.draft(decoding, lambda one, tokens: self._room(one, tokens, now=now))
         spans = [span for one in decoding for span in decode_spans(one)]
         budget = self._prefill_rows(len(spans))
         for one in self._running:
-            if budget and one.computed < one.prefill_stop:
+            if budget and one.computed < one.prefill_stop and one.fetch is None:
                 rows = min(budget, one.prefill_stop - one.computed)
                 budget -= rows
                 spans.extend(prefill_spans(one, rows))
@@ -257,6 +278,8 @@ class Scheduler:
         for sequence in tuple(self._waiting):
             if self._sharing.waits(sequence):
                 continue
+            if self._reads(sequence, now=now):
+                continue
             shared = self._sharing.find(sequence)
             sequence.awaits = self._sharing.awaited(sequence, len(shared))
             if sequence.awaits is not None:
@@ -282,7 +305,8 @@ class Scheduler:
         if self.index.available_blocks() - idle < need + spare:
             return False
         self.index.hold(shared)
-        self._sharing.begin(sequence, found=len(shared))
+        arrived = 0 if self.tiers is None else self.tiers.arrived(sequence, len(shared))
+        self._sharing.begin(sequence, found=len(shared) + arrived)
         own = self.index.take(need, now=now, salt=sequence.request.salt)
         assert own is not None
         sequence.blocks = shared + own
@@ -291,7 +315,8 @@ class Scheduler:
         sequence.prefill_stop = len(sequence.tokens)
         if not sequence.preemptions:  # later it would take its own blocks for another's
             sequence.turn = self.index.turn(sequence.chain)
-            sequence.hit_tokens = hit = sequence.computed
+            sequence.hit_tokens = hit = sequence.computed + arrived * self.index.block_tokens
+            sequence.tier_tokens["hot"] = sequence.computed
             self.index.count(hit_tokens=hit, miss_tokens=len(sequence.tokens) - hit)
         self._sharing.claim(sequence, from_block=len(shared))
         self._waiting.remove(sequence)
@@ -303,6 +328,7 @@ class Scheduler:
         self._running.remove(sequence)
         self._release(sequence, now=now)
         sequence.preemptions += 1
+        sequence.sought = False
         self.preemptions += 1
         insort(self._waiting, sequence, key=_rank)
 
@@ -316,6 +342,39 @@ class Scheduler:
         self._sharing.release(sequence, now=now)
         sequence.computed = sequence.published = sequence.prefill_stop = 0
         sequence.scores.clear()
+        if self.tiers is not None:
+            self.tiers.drop(sequence)
+
+    # -- from below ------------------------------------------------------------------------------
+
+    def _seek(self, sequence: Sequence, *, now: float) -> None:
+        """Have what the pool does not hold read from the tiers below it, if they have it."""
+        if self.tiers is not None and self._sharing.may_find(sequence):
+            self.tiers.seek(sequence, now=now)
+
+    def _reads(self, sequence: Sequence, *, now: float) -> bool:
+        """Whether a waiting sequence waits for reads of its own."""
+        if self.tiers is None:
+            return False
+        if not sequence.sought:
+            self._seek(sequence, now=now)
+        return self.tiers.waits(sequence, now=now)
+
+    def _land(self, *, now: float) -> None:
+        """What has come up for running sequences goes into their blocks, and is findable at once.
+
+        A few blocks a step, so that those who decode do not wait; all of them when nobody does.
+        """
+        others = sum(one.fetch is None for one in self._running)
+        room = LANDED_A_STEP if others else self.index.pool.total_blocks
+        for one in self._running:
+            if one.fetch is not None and self.tiers is not None:
+                room -= self.tiers.land(one, room)
+                self._sharing.publish(one, now=now)
+                if (
+                    one.fetch is None and not one.preemptions
+                ):  # less than was there when it was placed?
+                    one.hit_tokens = min(one.hit_tokens, one.computed)
 
     def check_integrity(self) -> None:
         """References and sequences agree. Raises `AssertionError`; for tests, after every step."""

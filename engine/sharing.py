@@ -36,13 +36,16 @@ class Sharing:
         """Is the block that it awaits still being computed?"""
         return bool(self._claims) and sequence.awaits in self._claims
 
+    def may_find(self, sequence: Sequence) -> bool:
+        """Whether it may use what others have computed; its chain is complete then."""
+        self._extend_chain(sequence)
+        # with `score_prompt` every row's logits are wanted
+        return self._shares(sequence) and not sequence.request.score_prompt
+
     def find(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the beginning of this sequence already. Takes no reference."""
-        if not self._shares(sequence):
+        if not self.may_find(sequence):
             return []
-        self._extend_chain(sequence)
-        if sequence.request.score_prompt:
-            return []  # every row's logits are wanted
         return self.index.match(sequence.chain, sequence.tokens, sequence.request.salt)
 
     def begin(self, sequence: Sequence, *, found: int) -> None:

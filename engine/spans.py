@@ -45,6 +45,13 @@ class Schedule:
         prompts = all(span.start < span.sequence.prefill_stop for span in self.spans)
         return self.rows if prompts else 0
 
+    @property
+    def prefills(self) -> list[tuple[int, int]]:
+        """(first position, rows) of the prompts, if they are most of the step: for measuring."""
+        prompts = [one for one in self.spans if one.start < one.sequence.prefill_stop]
+        parts = [(span.start, span.rows) for span in prompts]
+        return parts if 2 * sum(rows for _, rows in parts) >= self.rows else []
+
 
 def decode_spans(sequence: Sequence) -> Iterator[Span]:
     """The row of the last token, and one for each guess behind it."""

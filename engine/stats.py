@@ -41,6 +41,7 @@ def stats_of(engine: Engine[Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         "latency": engine.latency.as_json(),
         "prefill_tokens_per_s": engine.prefill_rate.tokens_per_s,
         "speculation": scheduler.speculation.as_json(),
+        "tiers": engine.tier_stats(),
         "evictions": index.evicted_blocks,
         "evicted_by": index.evicted_by,
         "broken_pins": index.broken_pins,

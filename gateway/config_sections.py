@@ -25,7 +25,6 @@ from gateway.config_values import (
     Text,
     Whole,
     one_of,
-    only,
     power_of_two,
 )
 from policies.call import RequestError
@@ -131,9 +130,9 @@ class Failover(Section):
 
 
 class KvDisk(Section):
-    """KV blocks on disk: a later version."""
+    """KV blocks on disk: they outlive the engine."""
 
-    path: Annotated[str | None, only(None)] = None
+    path: Text | None = None
     max: Size = 8 * 2**30
 
 
@@ -150,7 +149,7 @@ class Engine(Section):
     prefix_cache: bool = True
     block_tokens: Annotated[Whole, Field(ge=8, le=128), AfterValidator(power_of_two)] = 32
     kv_memory: Size = 2**30
-    kv_host_memory: Annotated[Size, only("2GiB")] = 2 * 2**30
+    kv_host_memory: Size = 2 * 2**30
     kv_disk: KvDisk = KvDisk()
     threads: AutoOrCount = "auto"
     chunk_tokens: Annotated[Whole, Field(ge=16, le=8192)] = 128

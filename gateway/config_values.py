@@ -137,22 +137,8 @@ def parse_auto_or_count(value: object) -> int | Literal["auto"]:
     raise ValueError("must be auto or a whole number from 1 on")
 
 
-def only(*available: object) -> BeforeValidator:
-    """For a documented key whose other values later versions will bring."""
-    by_word = {str(value).lower(): value for value in available}
-    choice = " or ".join("null" if value is None else str(value) for value in available)
-
-    def check(value: object) -> object:
-        word = str(value).strip().lower()
-        if word not in by_word:
-            raise ValueError(f"not available in this version; leave it at {choice}")
-        return by_word[word]
-
-    return BeforeValidator(check)
-
-
 def one_of(available: tuple[str, ...], *, later: tuple[str, ...]) -> BeforeValidator:
-    """Like :func:`only`, where a word that was never meant to exist says so."""
+    """One of the words ``available``; those that ``later`` versions bring are refused as such."""
     choice = ", ".join(available)
 
     def check(value: object) -> object:

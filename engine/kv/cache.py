@@ -84,6 +84,19 @@ class KvCache:
         values = found[..., split:].view(sequences, -1, shape.heads, shape.value_dim)
         return keys.transpose(1, 2), values.transpose(1, 2)
 
+    def export_block(self, block: int) -> memoryview:
+        """A copy of a block, all layers: `layout.block_bytes` opaque bytes."""
+        whole = self.data[:, block].to("cpu", copy=True, memory_format=torch.contiguous_format)
+        return whole.view(torch.uint8).flatten().numpy().data  # (L * P * W bytes,)
+
+    def import_block(self, block: int, blob: bytes | bytearray | memoryview) -> None:
+        """Put back what `export_block` of a pool of this layout gave."""
+        assert len(blob) == self.layout.block_bytes, "a block of another layout"
+        if isinstance(blob, bytes):  # torch wants what it could write to
+            blob = bytearray(blob)
+        target = self.data[:, block]  # (L, P, W)
+        target.copy_(torch.frombuffer(blob, dtype=self.data.dtype).view(target.shape))
+
     def __repr__(self) -> str:
         layout = self.layout
         return (

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
+from engine.kv.blob import Identity
 from engine.kv.events import EventLog
 from engine.kv.missed import Cause, Forgotten, Reason
 from engine.kv.quotas import Quotas
 from engine.kv.retention import PIN_SHARE, Pins, Retention
-from engine.request import Tier
+from engine.request import Priority, Tier
 from policies.reuse import ReuseOrder
 
 SHARED_BY = 3
@@ -40,6 +42,35 @@ class Entry:
     superseded: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A published block, for who keeps a copy of it elsewhere."""
+
+    block: int
+    identity: Identity
+    salt: str
+    wanted: Retention
+    turn: int
+    shared: bool
+    superseded: bool
+
+
+class Below(Protocol):
+    """What is below the pool (`engine.kv.tiers`), as far as the index has to tell it something."""
+
+    def evicted(self, kept: Kept, /, *, now: float) -> None:
+        """The block's place is about to be given to another."""
+
+    def published(self, key: bytes, priority: Priority, /) -> None:
+        """A block became findable."""
+
+    def forget(self, keys: Collection[bytes], /, *, salt: str | None = None) -> int:
+        """Forget these blocks, a salt's, and what builds on them; how many are not in the pool."""
+
+    def forget_all(self) -> int:
+        """Forget all blocks; how many are not in the pool."""
+
+
 class Keeper:
     """Keeps the order of what may go. `clock` dates what is told; `now` is the engine's own time."""
 
@@ -58,6 +89,18 @@ class Keeper:
         self.missed: Counter[Reason] = Counter()
         self.broken_pins = 0
         self._block_tokens = block_tokens
+
+    def kept(self, entry: Entry) -> Kept:
+        """The block as others may know it."""
+        return Kept(
+            entry.block,
+            Identity(entry.key, entry.parent, entry.content),
+            entry.salt,
+            entry.retention,
+            self.order.turn_of(entry.key) or 1,
+            entry.branches >= SHARED_BY,
+            entry.superseded,
+        )
 
     def passes(self, now: float) -> list[bytes]:
         """Time goes on; the keys of blocks whose pin is over."""

@@ -7,7 +7,10 @@ strings. A prompt may go on under a second salt: what is below is found by those
 
 Blocks that nobody references stay until room is needed; then the `Keeper` says which goes. Only blocks
 that no other builds on are offered to it, so tails go before heads and no orphan occupies the pool; what
-is wanted of a block is merged upwards on release.
+is wanted of a block is merged upwards on release. What is below the pool (`engine.kv.tiers`) is told what
+comes, goes and is wished gone.
+
+Over 400 lines because finding, owning and forgetting change the same three tables.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from engine.kv.blob import Identity
 from engine.kv.blocks import BlockPool
 from engine.kv.chain import Chains
-from engine.kv.keeper import Entry, Keeper
+from engine.kv.keeper import Below, Entry, Keeper, Kept
 from engine.kv.missed import Cause
 from engine.kv.retention import Retention
 from engine.kv.salts import Salt, salt_at
@@ -67,6 +71,7 @@ class PrefixIndex:
             clock=clock,
         )
         self.sessions = Sessions()
+        self.below: Below | None = None
         self._chains = Chains(fingerprint, block_tokens)
         self._entries: dict[bytes, Entry] = {}
         self._by_block: dict[int, Entry] = {}
@@ -88,6 +93,13 @@ class PrefixIndex:
         keys: list[bytes] = []
         self._chains.extend(keys, tokens, salt)
         return keys
+
+    def identity(
+        self, chain: Sequence[bytes], number: int, tokens: Sequence[int], salt: Salt
+    ) -> Identity:
+        """Which block number `number` of a prompt is."""
+        parent = self._chains.parent(chain, number, salt)
+        return Identity(chain[number], parent, self._chains.content(tokens, number))
 
     # -- find ------------------------------------------------------------------------------------
 
@@ -135,6 +147,11 @@ class PrefixIndex:
         entries = (self._entries[key] for key in reversed(there))
         return (entry.content for entry in entries if entry.salt == own)
 
+    def kept(self, key: bytes) -> Kept | None:
+        """The block under this key, if it is in the pool."""
+        entry = self._entries.get(key)
+        return None if entry is None else self.keeper.kept(entry)
+
     def count(self, *, hit_tokens: int, miss_tokens: int) -> None:
         self._hit_tokens += hit_tokens
         self._miss_tokens += miss_tokens
@@ -180,6 +197,8 @@ class PrefixIndex:
         return self.pool.references(entry.block) == 0
 
     def _evict(self, entry: Entry, *, quota: bool = False) -> None:
+        if self.below is not None:
+            self.below.evicted(self.keeper.kept(entry), now=self.keeper.now)
         self._forget_one(entry, self.keeper.evicts(entry, quota=quota))
 
     def _evict_own(self, salt: str) -> bool:
@@ -237,6 +256,8 @@ class PrefixIndex:
             above.children[entry.key] = None
             above.branches += 1
         self.keeper.stored(entry, turn=turn)
+        if self.below is not None:
+            self.below.published(entry.key, retention.priority)
         return block
 
     def _may_keep(self, salt: str) -> bool:
@@ -305,15 +326,25 @@ class PrefixIndex:
         Returns how many tokens can no longer be found. Blocks that are still held stay with their
         sequences; nobody else will find them.
         """
-        return self._invalidate(e for e in self._entries.values() if salt is None or e.salt == salt)
+        meant = [e for e in self._entries.values() if salt is None or e.salt == salt]
+        return self._invalidate(meant, salt=salt, everything=salt is None)
 
     def invalidate_from(self, tokens: Sequence[int], salt: Salt, *, from_token: int) -> int:
         """Forget the blocks of a prompt from this token on, and whatever else builds on them."""
         chain = self.chain(tokens, salt)
         path = self.path(chain, tokens, salt, most=len(chain))
-        return self._invalidate(path[from_token // self.block_tokens :][:1])
+        first = from_token // self.block_tokens
+        return self._invalidate(path[first:][:1], below=chain[first:])
 
-    def _invalidate(self, meant: Iterable[Entry]) -> int:
+    def _invalidate(
+        self,
+        meant: Iterable[Entry],
+        *,
+        below: Iterable[bytes] = (),
+        salt: str | None = None,
+        everything: bool = False,
+    ) -> int:
+        """Forget these and what builds on them; below the pool also these keys, a salt, or all."""
         doomed = {entry.key: entry for entry in meant}
         waiting = list(doomed.values())
         while waiting:
@@ -321,11 +352,20 @@ class PrefixIndex:
                 if key not in doomed:
                     doomed[key] = self._entries[key]
                     waiting.append(doomed[key])
-        for entry in doomed.values():
-            self.keeper.order.discard(entry.key)
-            self._forget_one(entry, "invalidated")
-        self._invalidated += len(doomed)
-        return len(doomed) * self.block_tokens
+        try:
+            elsewhere = self._forget_below({*doomed, *below}, salt, everything=everything)
+        finally:  # a disk that cannot be told is no reason to go on serving it from the pool
+            for entry in doomed.values():
+                self.keeper.order.discard(entry.key)
+                self._forget_one(entry, "invalidated")
+            self._invalidated += len(doomed)
+        return (len(doomed) + elsewhere) * self.block_tokens
+
+    def _forget_below(self, keys: set[bytes], salt: str | None, *, everything: bool) -> int:
+        """How many more blocks than the pool's own are forgotten with them."""
+        if self.below is None:
+            return 0
+        return self.below.forget_all() if everything else self.below.forget(keys, salt=salt)
 
     def _forget_one(self, entry: Entry, cause: Cause) -> None:
         del self._entries[entry.key]

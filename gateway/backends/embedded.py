@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, cast
 
@@ -52,7 +53,8 @@ TAIL_BYTES: Final = 4096
 LONGEST_LINE: Final = 300
 PASSED_ON: Final = (
     "model", "device", "dtype", "kv_dtype", "mla", "max_model_len", "prefix_cache", "block_tokens",
-    "kv_memory", "tensor_parallel", "threads", "chunk_tokens", "max_sequences", "speculate_tokens", "max_waiting",
+    "kv_memory", "kv_host_memory", "kv_disk.path", "kv_disk.max", "tensor_parallel", "threads",
+    "chunk_tokens", "max_sequences", "speculate_tokens", "max_waiting",
 )  # fmt: skip
 SHOW_CURSOR: Final = b"\x1b[?25h"
 ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -350,9 +352,10 @@ def child_environment(section: Engine, environ: Mapping[str, str]) -> dict[str, 
         width = str(shutil.get_terminal_size().columns)
         ours |= {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1", "COLUMNS": width}
     for name in PASSED_ON:
-        value = getattr(section, name)
+        value = attrgetter(name)(section)
         text = str(int(value)) if isinstance(value, bool) else str(value)
-        ours[f"KVGATE_ENGINE__{name.upper()}"] = text
+        if value is not None:
+            ours[f"KVGATE_ENGINE__{name.upper().replace('.', '__')}"] = text
     return ours
 
 

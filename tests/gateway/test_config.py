@@ -140,19 +140,20 @@ def test_the_error_reads_like_a_compilers(tmp_path: Path) -> None:
     assert str(caught.value) == f"{file}:2: server.port: must be less than or equal to 65535"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "engine: {kv_disk: {path: /x}}",
-        "engine: {kv_host_memory: 1GiB}",
-        "defaults: {match: semantic}",
-    ],
-)
-def test_what_a_later_version_brings_is_refused_by_name(text: str, tmp_path: Path) -> None:
-    (found,) = problems_of(text, tmp_path=tmp_path)
+def test_what_a_later_version_brings_is_refused_by_name(tmp_path: Path) -> None:
+    (found,) = problems_of("defaults: {match: semantic}", tmp_path=tmp_path)
     assert found.message.startswith("not available in this version; ")
     assert found.line == 1
-    assert found.path.split(".")[0] == text.split(":", maxsplit=1)[0]
+    assert found.path.split(".")[0] == "defaults"
+
+
+def test_the_engines_tiers_have_a_place_and_a_size(tmp_path: Path) -> None:
+    engine = loaded(
+        tmp_path, "engine: {kv_host_memory: 1GiB, kv_disk: {path: /x, max: 1MiB}}"
+    ).engine
+    assert (engine.kv_host_memory, engine.kv_disk.path, engine.kv_disk.max) == (2**30, "/x", 2**20)
+    (found,) = problems_of("engine: {kv_disk: {path: ''}}", tmp_path=tmp_path)
+    assert found.path == "engine.kv_disk.path"
 
 
 def test_how_the_engine_keeps_kv_and_how_much_context_it_takes_are_chosen_by_word(

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from gateway.config_values import (
     digest_key,
     one_of,
-    only,
     parse_auto_or_bool,
     parse_auto_or_count,
     parse_base_url,
@@ -136,13 +135,6 @@ def test_a_boolean_is_no_number() -> None:
     assert parse_whole(7) == 7
     with pytest.raises(ValueError, match="whole number"):
         parse_whole(True)
-
-
-def test_an_option_to_come_takes_its_neutral_value_only() -> None:
-    check = only("auto").func
-    assert check("AUTO") == "auto"  # type: ignore[call-arg]  # pydantic types both signatures
-    with pytest.raises(ValueError, match="not available in this version; leave it at auto"):
-        check("fp8")  # type: ignore[call-arg]  # same
 
 
 def test_a_choice_tells_what_is_to_come_from_what_never_was() -> None:
