@@ -172,6 +172,11 @@ class Config(BaseSettings):
                 max_body_bytes=self.limits.max_body_bytes,
             ),
             kv_secret=secrets.token_bytes(32) if kv_secret is None else kv_secret,
+            kv_quotas={
+                tenant.name: tenant.kv_max_bytes
+                for tenant in self.tenants
+                if tenant.kv_max_bytes is not None
+            },
         )
 
 

@@ -92,6 +92,7 @@ class Tenant(Section):
     trusted_proxy: bool = False
     admin: bool = False
     max_bytes: Size | None = None
+    kv_max_bytes: Size | None = None
 
 
 class Backend(Section):

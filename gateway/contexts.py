@@ -22,6 +22,7 @@ from gateway.store.base import StoreError
 from gateway.store.sharing import News
 from policies.call import DEFAULT_MODEL, Call
 from policies.contexts import (
+    Base,
     ContextWish,
     Terms,
     Wanted,
@@ -51,6 +52,7 @@ class Fitted:
 
     call: Call
     terms: Terms | None = None
+    base: Base | None = None
     without: str | None = None
 
     def plan(self, directive: Directive, principal: Principal, rules: Rules, model: str) -> Plan:
@@ -62,6 +64,7 @@ class Fitted:
             rules,
             model=model,
             context=self.terms,
+            base=self.base,
             without=self.without,
         )
 
@@ -152,7 +155,8 @@ class Contexts:
         wish = self._first_wish(call, directive, asked)
         if wish is None:
             return Fitted(call, without=_NOTHING_STORED)
-        return Fitted(call, self._not_yet_made(principal.tenant, asked.id, wish, user))
+        terms = self._not_yet_made(principal.tenant, asked.id, wish, user)
+        return Fitted(call, terms, wish.base)
 
     async def _under(
         self, call: Call, terms: Terms, user: str | None, *, stands_in: bool
@@ -170,7 +174,9 @@ class Contexts:
         if not may_use(terms, user):
             raise forbidden()
         base = await self.held.base(terms)
-        return None if base is None else Fitted(fitted(call, base, stands_in=stands_in), terms)
+        if base is None:
+            return None
+        return Fitted(fitted(call, base, stands_in=stands_in), terms, base)
 
     async def _first_use(
         self, call: Call, directive: Directive, tenant: str, user: str | None, asked: Wanted

@@ -15,7 +15,9 @@ from policies.outcome import Outcome
 from policies.plan import Plan
 
 CACHE_NAME: Final = "kvgate"
-_MADE_ANEW: Final = frozenset({"id", "created"})
+RECEIPT: Final = "kv_receipt"
+"""What an engine says of one computation: none of it is true of an answer from the store."""
+_MADE_ANEW: Final = frozenset({"id", "created", RECEIPT})
 
 
 def render(plan: Plan, outcome: Outcome) -> dict[str, str]:
@@ -91,16 +93,23 @@ def miss_reason_value(outcome: Outcome) -> str:
 
 def annotated(body: Json, outcome: Outcome) -> Json:
     """The body with ``cache_hit`` and the reuse figures in ``usage``; the original is not touched."""
-    marked = {**body, "cache_hit": outcome.hit}
+    marked = with_receipt({**body, "cache_hit": outcome.hit}, outcome)
     usage = body.get("usage")
     if isinstance(usage, dict):
         marked["usage"] = annotated_usage(usage)
     return marked
 
 
+def with_receipt(marked: Json, outcome: Outcome) -> Json:
+    """``marked``, which may be changed, with the engine's receipt only if an explanation is wanted."""
+    if outcome.debug is None:
+        marked.pop(RECEIPT, None)
+    return marked
+
+
 def replayable(body: Json) -> bytes:
     """What the store holds: the answer as a later caller gets it, but for its new id and date."""
-    made_anew = frozenset() if is_response(body) else _MADE_ANEW
+    made_anew = frozenset({RECEIPT}) if is_response(body) else _MADE_ANEW
     kept = {name: value for name, value in body.items() if name not in made_anew}
     kept["cache_hit"] = True
     if isinstance(usage := body.get("usage"), dict):

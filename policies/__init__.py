@@ -14,7 +14,8 @@ Read in this order:
 2. ``keys``       who asks (Principal), who shares (Scope), and the keys made of them
 3. ``rules``      the operator's wishes
 4. ``directive``  the client's wishes: ``kv_cache``, ``X-Cache-*``, ``Cache-Control``
-5. ``plan``       decide(call, directive, principal, rules): the one place where they meet
+5. ``plan``       decide(call, directive, principal, rules): the one place where they meet;
+                  ``retention``  tier, ttl and priority;  ``kv``  what an engine is told beside them
 6. ``freshness``  may a stored answer be served;  ``admission``  may a new one be stored
 7. ``outcome``    how an answer ended, what became of the call
 8. ``explain``    why it was a miss, where two requests differ, the debug line

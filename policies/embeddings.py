@@ -11,7 +11,8 @@ from typing import Any
 
 from policies.call import Call, canonical
 from policies.keys import entry_key, fingerprint, public_key
-from policies.plan import Plan, Reason
+from policies.plan import Plan
+from policies.retention import Reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,23 +3,16 @@
 from typing import Literal, NamedTuple
 
 from policies.call import Call, RequestError, canonical
-from policies.contexts import Terms, scope_of
-from policies.conversation import CONTEXT_OF, classify
+from policies.contexts import Base, Terms, scope_of
 from policies.directive import Directive
 from policies.eviction import Priority
 from policies.keys import Principal, Scope, entry_key, fingerprint, kv_salt, public_key
+from policies.kv import KvTerms, kv_terms
 from policies.record import record
+from policies.retention import Reason, agreed, bids_of
 from policies.rules import Match, Rules, TierName
 
 Lane = Literal["interactive", "batch", "warm"]
-
-
-class Reason(NamedTuple):
-    """One decision and the rule that made it: ``("ttl_s", "86400", "key prefix faq:")``."""
-
-    field: str
-    value: str
-    because: str
 
 
 @record
@@ -29,7 +22,8 @@ class Plan:
     ``why_not`` is the miss-reason word for a plan that may not read or may not store:
     ``disabled``, ``too_short``, ``stateful``, ``stream``, ``no_cache``, ``no_store``, ``ttl_0``.
     ``context`` is the kind of context the client named (``code_review``); the id of a shared
-    context is in ``scope.context``. ``reasons`` stand in the order of deciding.
+    context is in ``scope.context``. ``reasons`` stand in the order of deciding. ``salt`` is that of
+    the scope's KV, and ``kv`` what else the engine is told of it.
     """
 
     key: bytes
@@ -37,6 +31,7 @@ class Plan:
     scope: Scope
     model: str
     salt: str
+    kv: KvTerms
     cache_key: str | None
     fingerprint: bytes
     canonical: bytes
@@ -70,12 +65,14 @@ def decide(
     *,
     model: str | None = None,
     context: Terms | None = None,
+    base: Base | None = None,
     without: str | None = None,
 ) -> Plan:
     """Decide everything about a call that can be decided before looking anything up.
 
     ``model`` is the served model that the call's name stands for, if not that name itself.
-    ``context`` is the shared context it is asked under: looked up, and its rights judged, before.
+    ``context`` is the shared context it is asked under, looked up and its rights judged before, and
+    ``base`` its text, which the call begins with.
     ``without`` says why it has none though it asked for one: then nothing of it is cached.
 
     Raises RequestError: 403 ``user_mismatch``; 400 ``invalid_cache_directive`` for wishes that
@@ -87,7 +84,7 @@ def decide(
     enabled, why_not = _enabled(call, directive, rules, reasons, without)
     scope = _scope(directive, principal, user, rules, reasons, context=context, without=without)
     matched = _match(directive, rules, reasons)
-    retention = _retention(_bids(call, directive, rules, context), reasons)
+    retention = agreed(bids_of(call, directive, rules, context), reasons)
     rights = _rights(call, directive, retention.ttl_s, reasons, enabled=enabled, why_not=why_not)
     # What touches no entry needs no key: the canonical form is half the cost of a decision.
     form = canonical(call, context_aware=directive.context_aware is not False) if enabled else b""
@@ -100,6 +97,7 @@ def decide(
         scope=scope,
         model=model,
         salt=kv_salt(scope, rules.kv_secret),
+        kv=kv_terms(call, directive, scope, user, rules, tier=retention.tier, base=base),
         cache_key=directive.cache_key,
         fingerprint=print_,
         canonical=form,
@@ -234,96 +232,6 @@ def _match(directive: Directive, rules: Rules, reasons: list[Reason]) -> Match:
         wanted, because = "exact", "semantic matching is not available"
     reasons.append(Reason("match", wanted, because))
     return wanted
-
-
-class _Bid(NamedTuple):
-    """What one rule would have; the first bid that names a thing wins it."""
-
-    because: str
-    tier: TierName | None
-    ttl_s: float | None
-    priority: Priority | None
-
-
-class _Retention(NamedTuple):
-    tier: TierName
-    ttl_s: float
-    priority: Priority
-
-
-def _retention(bids: list[_Bid], reasons: list[Reason]) -> _Retention:
-    tier: TierName | None = None
-    ttl_s: float | None = None
-    priority: Priority | None = None
-    for bid in bids:
-        if tier is None and bid.tier is not None:
-            tier = bid.tier
-            reasons.append(Reason("tier", tier, bid.because))
-        if ttl_s is None and bid.ttl_s is not None:
-            ttl_s = bid.ttl_s
-            reasons.append(Reason("ttl_s", f"{ttl_s:.15g}", bid.because))
-        if priority is None and bid.priority is not None:
-            priority = bid.priority
-            reasons.append(Reason("priority", priority, bid.because))
-    assert tier is not None  # the default tier bids for all three
-    assert ttl_s is not None
-    assert priority is not None
-    return _Retention(tier, ttl_s, priority)
-
-
-def _bids(call: Call, directive: Directive, rules: Rules, shared: Terms | None) -> list[_Bid]:
-    """The rules that speak for this call, in the protocol's order of precedence."""
-    origins = directive.origins
-    bids: list[_Bid] = []
-    if directive.ttl_s is not None:
-        bids.append(_Bid(origins["ttl_s"], None, directive.ttl_s, None))
-    if directive.priority is not None:
-        bids.append(_Bid(origins["priority"], None, None, directive.priority))
-    if directive.tier is not None:
-        bids.append(_tier_bid(origins["tier"], directive.tier, rules))
-    if directive.prompt_type is not None:
-        tier = rules.prompt_types.get(directive.prompt_type) or rules.prompt_types.get("*")
-        if tier is not None:
-            bids.append(_tier_bid(f"prompt type {directive.prompt_type}", tier, rules))
-    if directive.context is not None:
-        profile = rules.contexts.get(directive.context) or rules.contexts.get("*")
-        if profile is not None:
-            because = f"context {directive.context}"
-            bids.append(_Bid(because, None, profile.ttl_s, profile.priority))
-    if directive.cache_key is not None:
-        bids.extend(_prefix_bids(directive.cache_key, rules))
-    if directive.strategy == "adaptive":
-        bids.extend(_adaptive_bids(call, rules))
-    if shared is not None:
-        bids.append(_Bid(f"shared context {shared.id}", None, shared.ttl_s, shared.priority))
-    bids.append(_tier_bid("default tier", rules.default_tier, rules))
-    return bids
-
-
-def _adaptive_bids(call: Call, rules: Rules) -> list[_Bid]:
-    """The lifetime of what the conversation is about; importance and tier are not its to say."""
-    kind = classify(call.messages)
-    profile = rules.contexts.get(CONTEXT_OF[kind]) or rules.contexts.get("*")
-    if profile is None:
-        return []
-    return [_Bid(f"strategy adaptive: {kind}", None, profile.ttl_s, None)]
-
-
-def _tier_bid(because: str, tier: TierName, rules: Rules) -> _Bid:
-    rule = rules.tiers[tier]
-    return _Bid(because, tier, rule.ttl_s, rule.priority)
-
-
-def _prefix_bids(cache_key: str, rules: Rules) -> list[_Bid]:
-    matching = [rule for rule in rules.key_prefixes if cache_key.startswith(rule.prefix)]
-    if not matching:
-        return []
-    rule = max(matching, key=lambda rule: len(rule.prefix))
-    because = f"key prefix {rule.prefix}"
-    bids = [_Bid(because, None, rule.ttl_s, rule.priority)]
-    if rule.tier is not None:
-        bids.append(_tier_bid(because, rule.tier, rules))
-    return bids
 
 
 class _Rights(NamedTuple):

@@ -16,7 +16,7 @@ having waited (censoring). Nothing is tuned to a trace and nothing looks ahead.
 
 The order of victims: expired first, then what a conversation's next turn has superseded, then low
 before medium before high priority, then the smallest worth, then the longest unused; what is kept
-on purpose goes last. A block that many have built on (a system prompt) ages ``SHARED_AGE`` times as
+on purpose goes last, and of that what is pinned. A block that many have built on (a system prompt) ages ``SHARED_AGE`` times as
 fast as others, so it outlives them without outliving its use. Only what was offered can go: the
 caller offers a block when nobody reads it and nothing cached builds on it, so tails go before heads.
 """
@@ -54,12 +54,12 @@ FORGET_AT: Final = 400_000.0
 SHARED_AGE: Final = 0.125
 """How fast a block ages that many have built on, beside one."""
 
-Standing = Literal["superseded", "usual", "kept"]
+Standing = Literal["superseded", "usual", "kept", "pinned"]
 """Of an offered block: worth nothing by now, as its priority says, or to be let go last."""
 
 _RANK: Final[dict[Priority, int]] = {"low": 1, "medium": 2, "high": 3}
-_FIRST: Final = 0
-_LAST: Final = 4
+_BESIDE: Final[dict[Standing, int]] = {"superseded": 0, "kept": 4, "pinned": 5}
+_RANKS: Final = 6
 
 
 class ReuseModel:
@@ -184,7 +184,7 @@ class ReuseOrder(Generic[K]):
         self._known: dict[K, _Known] = {}
         self._ghosts: OrderedDict[K, None] = OrderedDict()
         self._model = ReuseModel()
-        self._fronts: tuple[_Fronts[K], ...] = tuple({} for _ in range(_LAST + 1))
+        self._fronts: tuple[_Fronts[K], ...] = tuple({} for _ in range(_RANKS))
         self._by_expiry: list[tuple[float, int, K]] = []
         self._offered = 0
         self._uses = 0
@@ -338,6 +338,4 @@ class ReuseOrder(Generic[K]):
 
 
 def _rank(priority: Priority, standing: Standing) -> int:
-    if standing == "usual":
-        return _RANK[priority]
-    return _FIRST if standing == "superseded" else _LAST
+    return _RANK[priority] if standing == "usual" else _BESIDE[standing]

@@ -60,7 +60,8 @@ class Rules:
 
     ``tiers`` holds all three tiers. In ``prompt_types`` and ``contexts`` the key ``"*"``
     stands for every other name. Of several matching ``key_prefixes`` the longest wins.
-    ``kv_secret`` keys the salts of the KV blocks; whoever knows it can compute them.
+    ``kv_secret`` keys the salts of the KV blocks; whoever knows it can compute them. ``kv_quotas``
+    says by tenant how many bytes of KV each scope of it (all, a user, a context) may keep.
     """
 
     tiers: Mapping[TierName, TierRule]
@@ -78,6 +79,7 @@ class Rules:
     max_renewals: int = 4
     limits: Limits = field(default_factory=Limits)
     kv_secret: bytes = field(default=b"", repr=False)
+    kv_quotas: Mapping[str, int] = field(default_factory=dict)
 
 
 def default_rules() -> Rules:

@@ -7,7 +7,7 @@
     ceiling    the farthest tier it may ever be written to: `hot` is never written to disk
 
 Order of victims in the pool: expired, then superseded by the next turn of its conversation, then by
-priority, and last what is pinned or may not leave the pool. Last is not never: a pin that only a waiting
+priority, then what may not leave the pool, and last what is pinned. Last is not never: a pin that only a waiting
 request could still break is broken, and counted (`broken_pins`), for a request that fits the pool alone
 is always served. So that this stays rare, at most `PIN_SHARE` of the pool can be pinned.
 """
@@ -73,7 +73,9 @@ class Retention:
 
     def standing(self, *, superseded: bool, below: Collection[Tier]) -> Standing:
         """Its place in the order of victims, beside priority and expiry."""
-        if self.pinned or self.stays(below):
+        if self.pinned:
+            return "pinned"
+        if self.stays(below):
             return "kept"
         return "superseded" if superseded else "usual"
 

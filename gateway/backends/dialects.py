@@ -7,7 +7,7 @@ whatever the client sent under that name. Everything a make does not define pass
 =========  ==========================================================================================
 dialect    what the plan becomes
 =========  ==========================================================================================
-kvgate     ``kv``: salt, priority, seconds, lane, reuse
+kvgate     ``kv``: salts, priority, seconds, lane, reuse, floor, conversation, quota
 openai     ``prompt_cache_key`` (scope and cache key, hashed); for models that know them (from GPT-5.6
            on) ``prompt_cache_options`` and a breakpoint behind the leading instructions
 deepseek   ``user_id``: its KV cache is apart for each
@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final, Literal, assert_never
 
+from gateway.backends.kv_words import kv_member
 from policies.call import DEFAULT_MODEL, Call
 from policies.outcome import Usage
 from policies.plan import Plan
@@ -64,13 +65,7 @@ def spoken(dialect: Dialect, call: Call, plan: Plan, *, alone: bool) -> Json:
         case "kvgate":
             body["stream"] = True
             body["stream_options"] = {"include_usage": True}
-            body["kv"] = {
-                "salt": plan.salt,
-                "priority": plan.priority,
-                "ttl_s": plan.ttl_s,
-                "lane": plan.lane,
-                "reuse": plan.reuse_prefix,
-            }
+            body["kv"] = kv_member(plan)
         case "openai":
             _speak_openai(body, call, plan)
         case "deepseek":

@@ -17,6 +17,7 @@ import orjson
 
 from gateway.backends.base import Forwarded, KnownPrefix
 from gateway.backends.dialects import Dialect, spoken, usage_of, with_reuse
+from gateway.backends.kv_words import lookup_wish
 from gateway.backends.lanes import Lanes
 from gateway.backends.waits import Timeouts, Waits
 from gateway.chunks import Chunk, Json, Opening, Piece, Whole, well_formed
@@ -172,10 +173,9 @@ class OpenAIBackend:
 
     async def lookup_kv(self, call: Call, plan: Plan) -> KnownPrefix | None:
         """See :meth:`gateway.backends.base.LooksUp.lookup_kv`."""
-        name = {"chat": "messages", "completions": "prompt"}.get(call.endpoint)
-        if self._dialect != "kvgate" or name is None or not plan.reuse_prefix:
+        wish = lookup_wish(call, plan)
+        if self._dialect != "kvgate" or wish is None:
             return None
-        wish = {name: call.body[name], "salt": plan.salt}
         said = await self._kv("lookup", wish, "looked up nothing")
         return KnownPrefix(self.name, int(said.get("tokens", 0)), int(said.get("hit_tokens", 0)))
 

@@ -32,7 +32,7 @@ def _typed(event: Json, outcome: Outcome) -> bytes:
 def _for_stream(data: Json, outcome: Outcome, call: Call) -> Json | None:
     """A chunk as this client is owed it; ``None`` when it is not: usage only on request."""
     usage = data.get("usage")
-    marked = {**data, "cache_hit": outcome.hit}
+    marked = headers.with_receipt({**data, "cache_hit": outcome.hit}, outcome)
     if call.include_usage:
         marked["usage"] = None
         if isinstance(usage, dict):

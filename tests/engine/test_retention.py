@@ -54,7 +54,8 @@ def test_a_ceiling_says_how_far_a_block_may_be_written(ceiling: Any, warm: int, 
 
 def test_a_pin_outranks_what_has_been_superseded() -> None:
     assert Retention().standing(superseded=True, below=()) == "superseded"
-    assert Retention(pinned_until=1.0).standing(superseded=True, below=()) == "kept"
+    assert Retention(pinned_until=1.0).standing(superseded=True, below=()) == "pinned"
+    assert Retention(floor="hot").standing(superseded=True, below=()) == "kept"
 
 
 def test_a_wish_changes_what_it_names_and_nothing_else() -> None:

@@ -145,7 +145,7 @@ async def test_the_first_shared_call_makes_it_and_others_use_it_by_id() -> None:
     assert made.terms is not None
     assert (made.terms.ttl_s, made.terms.priority, made.terms.made_by) == (60, "high", "dev1")
     used = await fit(two, WHOLE, headers=USES, principal=DEV3)
-    assert used == Fitted(WHOLE, made.terms)
+    assert used == Fitted(WHOLE, made.terms, (SYSTEM,))
     await world.settled()
     assert (await one.held.usage(made.terms)).users == {"dev1": 1, "dev3": 1}
 

@@ -180,3 +180,14 @@ def test_what_is_stored_is_the_answer_without_its_id_and_date() -> None:
 def test_an_answer_that_has_no_id_gets_none() -> None:
     body = {"object": "list", "data": [], "usage": {"prompt_tokens": 3}}
     assert orjson.loads(replayed(replayable(body), None, 0)) == annotated(body, HIT)
+
+
+def test_a_receipt_is_shown_to_who_wants_an_explanation_and_never_kept() -> None:
+    body = {"id": "a", "kv_receipt": {"hot": 32}, "choices": []}
+    plain = Outcome(key="k", tier="warm")
+    assert "kv_receipt" not in annotated(body, plain)
+    explained = annotated(body, replace(plain, debug="{}"))
+    assert explained["kv_receipt"] == {"hot": 32}
+    assert b"kv_receipt" not in replayable(body)
+    assert b"kv_receipt" not in replayable({**body, "object": "response"})
+    assert body["kv_receipt"] == {"hot": 32}

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from policies.call import canonical, parse_call
 from policies.explain import MAX_DEBUG_BYTES, Difference, debug_line, difference, miss_reason
-from policies.plan import Reason
+from policies.retention import Reason
 from tests.policies.making import call_of, few, json_values, plan_of
 
 

@@ -35,14 +35,15 @@ def drained(order: ReuseOrder[str], now: float = 0.0) -> list[str]:
 
 def test_the_superseded_go_first_and_what_is_kept_goes_last() -> None:
     order: ReuseOrder[str] = ReuseOrder()
-    for key in "kshml":
+    for key in "pkshml":
         order.add(key, turn=1)
+    order.offer("p", priority="low", expires_at=inf, standing="pinned")
     order.offer("k", priority="low", expires_at=inf, standing="kept")
     order.offer("l", priority="low", expires_at=inf)
     order.offer("h", priority="high", expires_at=inf)
     order.offer("m", priority="medium", expires_at=inf)
     order.offer("s", priority="high", expires_at=inf, standing="superseded")
-    assert drained(order) == ["s", "l", "m", "h", "k"]
+    assert drained(order) == ["s", "l", "m", "h", "k", "p"]
 
 
 def test_expired_is_expired_whatever_it_stands_for() -> None:

@@ -143,6 +143,7 @@ async def test_our_own_engine_is_told_what_was_decided_and_always_asked_for_a_st
         "ttl_s": 300.0,
         "lane": "warm",
         "reuse": True,
+        "floor": "warm",
     }
     assert pieces[-1] == Completed(Usage(9, 4, 0), 1.0)
 

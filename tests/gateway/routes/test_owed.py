@@ -1,5 +1,7 @@
 """What a reader of a stream is owed: marks always, usage when it was asked for."""
 
+from dataclasses import replace
+
 import orjson
 import pytest
 
@@ -39,6 +41,15 @@ def test_usage_is_owed_to_those_who_asked_for_it() -> None:
     assert event["usage"]["total_tokens"] == 7
     assert "usage" not in owed(delta("x", usage=None))[0]
     assert owed(delta("x"), usage=True)[0]["usage"] is None
+
+
+def test_a_receipt_comes_with_the_usage_to_who_wants_an_explanation() -> None:
+    usage = body_of()["usage"]
+    last = Chunk({**delta().data, "choices": [], "usage": usage, "kv_receipt": {"hot": 32}})
+    assert "kv_receipt" not in owed(last, usage=True)[0]
+    explained = replace(MISS, debug="{}")
+    assert owed(last, explained, usage=True)[0]["kv_receipt"] == {"hot": 32}
+    assert owed(last, explained) == []
 
 
 def test_what_the_backend_reused_is_a_hit_though_the_head_is_gone() -> None:
