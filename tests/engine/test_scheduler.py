@@ -325,8 +325,9 @@ def test_guesses_are_rows_behind_the_one_they_follow_and_come_true_or_not() -> N
     assert bench.scheduler.speculation.as_json()["prompt"] == {"drafted": 3, "accepted": 3}
 
 
-def test_guesses_take_nobodys_block_and_leave_none_behind() -> None:
-    bench = Bench(blocks=6, speculate_tokens=8)
+@pytest.mark.parametrize("blocks", [6, 20])
+def test_guesses_take_nobodys_block_and_leave_none_behind(blocks: int) -> None:
+    bench = Bench(blocks=blocks, speculate_tokens=8)
     for name, prompt in {"a": [1] * 10, "b": [3] * 4}.items():
         answer = solo(prompt, 9)
         halfway = [*prompt, *answer[:2], 7, *answer[3:6], 7, *answer[7:]]

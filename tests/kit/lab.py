@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
@@ -85,7 +84,3 @@ class Run:
         assert isinstance(runner, Runner)
         entries = self.engine.scheduler.index._entries
         return {key: runner.cache.data[:, entry.block].clone() for key, entry in entries.items()}
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one, other)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from engine.request import GenerationRequest, NonFiniteError, SamplingParams
 from engine.scheduler import Schedule
-from tests.kit.lab import Lab, P, Run, same_bits
+from tests.kit.lab import Lab, P, Run
 from tests.kit.tiny_model import TinyLlama
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, top_logprobs=2)
@@ -109,7 +109,7 @@ def test_any_traffic_says_exactly_the_same_with_guesses(lab: Lab, requests: list
         assert "abort" in ends or len(ends) == 1
     kept, other_kept = plain.kept(), guessing.kept()
     for key in kept.keys() & other_kept.keys():
-        assert same_bits(kept[key], other_kept[key]), "other keys and values were published"
+        assert torch.equal(kept[key], other_kept[key]), "other keys and values were published"
     if "abort" not in {*plain.ends.values(), *guessing.ends.values()}:
         assert kept.keys() == other_kept.keys()
 
@@ -129,7 +129,7 @@ def test_a_pool_that_is_always_short_says_exactly_the_same(lab: Lab, requests: l
     kept = plain.kept()
     for key, block in guessing.kept().items():
         if key in kept:
-            assert same_bits(block, kept[key])
+            assert torch.equal(block, kept[key])
     assert guessing.engine.scheduler.index.pool.held_blocks == 0
 
 
