@@ -9,8 +9,10 @@ The numbers are those of this process.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import merge
+from itertools import islice
 from typing import Any, Final
 
 import orjson
@@ -125,6 +127,15 @@ class Conversations:
             for name, tally in reversed(self._tenants.get(tenant, {}).items())
             if user is None or name[0] == user
         ]
+
+    def latest(self, limit: int) -> Sequence[Conversation]:
+        """Of all tenants, those heard of last, the latest first."""
+        each = [self._backwards(tenant) for tenant in self._tenants]
+        return list(islice(merge(*each, key=lambda one: -one.tally.last_s), limit))
+
+    def _backwards(self, tenant: str) -> Iterator[Conversation]:
+        for name, tally in reversed(self._tenants[tenant].items()):
+            yield Conversation(tenant, *name, tally)
 
     def tenants(self) -> Iterable[str]:
         """Tenants that have any."""

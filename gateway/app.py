@@ -31,13 +31,14 @@ from gateway.backends.served import served
 from gateway.config import Config
 from gateway.context_records import ContextRecords
 from gateway.contexts import Contexts
+from gateway.dashboard_service import open_dashboard
 from gateway.errors import error_body
 from gateway.explaining import Explainer
 from gateway.flights import Flights, Tasks
 from gateway.journal import Journal
 from gateway.journal_open import open_journal
 from gateway.metrics import Metrics
-from gateway.numbers import Numbers, added_up
+from gateway.numbers import Ask, Numbers, added_up
 from gateway.pipeline import Pipeline
 from gateway.places import Places, open_places
 from gateway.recall import Recall
@@ -175,8 +176,12 @@ async def build(
     app = web.Application(client_max_size=rules.limits.max_body_bytes)
     app[GATEWAY] = gateway
     app.cleanup_ctx.append(lambda _: _lifetime(gateway, session, places.close))
-    open_warming(gateway, rules, traffic, now=now, clock=clock).mount(app)
-    _mount(app, gateway, rules, team, now=now, clock=clock)
+    warming = open_warming(gateway, rules, traffic, now=now, clock=clock)
+    warming.mount(app)
+    numbers = partial(_numbers, gateway, team)
+    worker = team.number if team else None
+    open_dashboard(gateway, rules, warming.jobs, numbers, worker=worker, now=now).mount(app)
+    _mount(app, gateway, rules, numbers, worker, now=now, clock=clock)
     return app
 
 
@@ -195,14 +200,14 @@ def _mount(
     app: web.Application,
     gateway: Gateway,
     rules: Rules,
-    team: Team | None,
+    numbers: Ask,
+    worker: int | None,
     *,
     now: Callable[[], float],
     clock: Callable[[], float],
 ) -> None:
     """The handlers of all routes."""
-    authenticator, numbers = gateway.authenticator, partial(_numbers, gateway, team)
-    router, pipeline = gateway.router, gateway.pipeline
+    authenticator, router, pipeline = gateway.authenticator, gateway.router, gateway.pipeline
     explainer = _explainer(gateway, rules, now)
     completions = Completions(
         authenticator=authenticator,
@@ -236,7 +241,7 @@ def _mount(
             name: state for name, state in gateway.health.states().items() if state != "up"
         },
         figures=lambda: figures(router.backends),
-        worker=team.number if team else None,
+        worker=worker,
     )
     analytics = Analytics(
         authenticator=authenticator,
@@ -256,7 +261,7 @@ def _mount(
     )
     contexts.mount(app.router)
     Explain(authenticator=authenticator, explainer=explainer, limits=rules.limits).mount(app.router)
-    _route_analytics(app.router, analytics)
+    analytics.mount(app.router)
     _route(app, completions, models, cache, ops)
 
 
@@ -270,14 +275,6 @@ def _explainer(gateway: Gateway, rules: Rules, now: Callable[[], float]) -> Expl
         rules=rules,
         now=now,
     )
-
-
-def _route_analytics(router: web.UrlDispatcher, analytics: Analytics) -> None:
-    name = "/v1/cache/conversations/{id:.+}"
-    router.add_get("/v1/cache/conversations", guarded(analytics.conversations))
-    router.add_get(name, guarded(analytics.conversation))
-    router.add_delete(name, guarded(analytics.forget))
-    router.add_get("/v1/cache/recommendations", guarded(analytics.recommendations))
 
 
 def _manner(config: Config, clock: Callable[[], float], draw: Callable[[], float]) -> Manner:
@@ -387,7 +384,10 @@ def _unready(gateway: Gateway) -> Mapping[str, str]:
 def own_numbers(gateway: Gateway) -> Numbers:
     """What this process has counted."""
     gateway.journal.settle()
-    return Numbers(gateway.journal.statistics, gateway.store.fills(), len(gateway.flights))
+    journal = gateway.journal
+    return Numbers(
+        journal.statistics, gateway.store.fills(), len(gateway.flights), journal.keys.best()
+    )
 
 
 async def _numbers(gateway: Gateway, team: Team | None) -> Numbers:

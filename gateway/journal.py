@@ -21,6 +21,7 @@ from gateway.journal_file import JournalFile
 from gateway.request_log import Answered, RequestLog, Visit
 from gateway.store.base import StoreError
 from gateway.tally import Purpose, Statistics
+from gateway.top_keys import TopKeys
 from policies.freshness import EntryMeta
 from policies.outcome import Completed, Errand, Outcome, Usage
 from policies.plan import Plan
@@ -83,6 +84,7 @@ class Journal:
     ) -> None:
         self.statistics = Statistics()
         self._file = file
+        self.keys = TopKeys()
         self._conversations = conversations
         self._prices = prices
         self._log = log
@@ -110,6 +112,7 @@ class Journal:
                     self.served(plan)
                 if not plan.preload:  # no user asked for it: it would spoil the hit rate
                     self._count(visit, plan, outcome)
+        self.keys.note(answered)
         self._log.answered(answered)
         if self._conversations is not None:
             self._conversations.note(answered)

@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 
 from gateway.store.base import Fill
 from gateway.tally import Statistics
+from gateway.top_keys import KeySums, read_keys, together
 
 SHARED_STORES: Final = frozenset({"disk", "redis"})
 """Stores that all processes see as one: what each says of their size is the same truth."""
@@ -17,11 +18,12 @@ SHARED_STORES: Final = frozenset({"disk", "redis"})
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """Counters since the start; how full each tier is; flights in the air."""
+    """Counters since the start; how full each tier is; flights in the air; keys that saved most."""
 
     statistics: Statistics
     fills: Sequence[Fill] = ()
     flights: int = 0
+    keys: Sequence[KeySums] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON, for another process; :meth:`of` reads it."""
@@ -29,6 +31,7 @@ class Numbers:
             "statistics": self.statistics.as_dict(),
             "fills": [asdict(fill) for fill in self.fills],
             "flights": self.flights,
+            "keys": [one.as_dict() for one in self.keys],
         }
 
     @classmethod
@@ -38,12 +41,13 @@ class Numbers:
             statistics=Statistics.of(data["statistics"]),
             fills=[Fill(**fill) for fill in data["fills"]],
             flights=int(data["flights"]),
+            keys=read_keys(data["keys"]),
         )
 
     def left(self) -> "Numbers":
         """What stays of a process that has ended: what it did, not what it held."""
         emptied = [replace(fill, entries=0, size_bytes=0, max_bytes=0) for fill in self.fills]
-        return Numbers(self.statistics, emptied)
+        return Numbers(self.statistics, emptied, keys=self.keys)
 
 
 Ask = Callable[[], Awaitable[Numbers]]
@@ -52,14 +56,16 @@ Ask = Callable[[], Awaitable[Numbers]]
 def added_up(all_numbers: Iterable[Numbers]) -> Numbers:
     """The sum. Of tiers that all share, the size that the first one says."""
     statistics, flights = Statistics(), 0
+    keys: list[Sequence[KeySums]] = []
     fills: dict[tuple[str, str], Fill] = {}
     for numbers in all_numbers:
         statistics.merge(numbers.statistics)
         flights += numbers.flights
+        keys.append(numbers.keys)
         for fill in numbers.fills:
             place = fill.tier, fill.store
             fills[place] = _together(fills[place], fill) if place in fills else fill
-    return Numbers(statistics, list(fills.values()), flights)
+    return Numbers(statistics, list(fills.values()), flights, together(keys))
 
 
 def _together(one: Fill, other: Fill) -> Fill:

@@ -12,7 +12,7 @@ Only what is known is claimed:
 
 from typing import Any, Final
 
-from gateway.tally import Spent, Statistics, Tally
+from gateway.tally import Spent, Statistics, Tally, Views
 from policies.outcome import Errand
 
 NO_PREFIX_SECONDS: Final = (
@@ -24,7 +24,12 @@ ERRANDS: Final[tuple[Errand, ...]] = ("warming", "revalidation")
 
 def savings(statistics: Statistics) -> dict[str, Any]:
     """JSON. Seconds are a backend's, money is in the currency of the configured prices."""
-    levels, whole = statistics.by("level"), statistics.total
+    return savings_of(statistics.views(), statistics)
+
+
+def savings_of(views: Views, statistics: Statistics) -> dict[str, Any]:
+    """The same from sums that are there already."""
+    levels, whole = views.levels, views.total
     response = Tally()
     for level in ("response", "semantic"):
         response.merge(levels.get(level, Tally()))

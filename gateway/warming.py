@@ -149,6 +149,10 @@ class WarmJobs:
         jobs = [job for job in found if job is not None]
         return sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)
 
+    async def names(self) -> list[tuple[str, str]]:
+        """Tenant and id of all jobs of all tenants. Raises: StoreError."""
+        return await self._records.names(WISH, None)
+
     async def cancel(self, tenant: str, name: str) -> Job | None:
         """End a job wherever it runs; one that has ended is left as it is. Raises: StoreError."""
         job = await self.find(tenant, name)

@@ -16,7 +16,7 @@ from gateway.errors import ClientFault
 from gateway.journal import Journal
 from gateway.pipeline import Pipeline
 from gateway.routes.cache import page_limit, tenant_asked_for
-from gateway.routes.shape import json_response
+from gateway.routes.shape import guarded, json_response
 from gateway.store.base import Selector
 from policies.analytics import recommend
 from policies.keys import Principal
@@ -40,6 +40,14 @@ class Analytics:
         self._journal = journal
         self._pipeline = pipeline
         self._rules = rules
+
+    def mount(self, router: web.UrlDispatcher) -> None:
+        """Put the handlers where they belong."""
+        one = "/v1/cache/conversations/{id:.+}"
+        router.add_get("/v1/cache/conversations", guarded(self.conversations))
+        router.add_get(one, guarded(self.conversation))
+        router.add_delete(one, guarded(self.forget))
+        router.add_get("/v1/cache/recommendations", guarded(self.recommendations))
 
     async def conversations(self, request: web.Request) -> web.Response:
         """The latest conversations first. Raises: ClientFault 400, 403."""

@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
@@ -19,9 +19,10 @@ from gateway.pipeline import Pipeline
 from gateway.router import Router
 from gateway.routes.shape import body_of, json_response, object_of
 from gateway.savings import savings
+from gateway.stats import stats_of
 from gateway.store.base import Selector
 from gateway.store.tiers import Tiers
-from gateway.tally import Tally, dicts, latency
+from gateway.tally import dicts, latency
 from policies.contexts import forbidden, may_use, scope_of
 from policies.freshness import EntryMeta
 from policies.keys import Principal, Scope, kv_salt, public_key
@@ -80,31 +81,8 @@ class Cache:
                     "latency": latency(own.by("level")),
                 }
             )
-        whole, tiers, reasons = counted.total, counted.by("tier"), counted.by("reason")
         return json_response(
-            {
-                **whole.as_dict(),
-                "levels": dicts(counted.by("level").items()),
-                "tiers": {
-                    fill.tier: {
-                        **tiers.get(fill.tier, Tally()).as_dict(),
-                        **{key: value for key, value in asdict(fill).items() if key != "tier"},
-                    }
-                    for fill in numbers.fills
-                },
-                "models": dicts(counted.by("model").items()),
-                "tenants": dicts(counted.by("tenant").items()),
-                "savings": savings(counted),
-                "miss_reasons": {reason: tally.requests for reason, tally in reasons.items()},
-                "collapsed": whole.collapsed,
-                "stale": whole.stale,
-                "errors": counted.errors,
-                "store_errors": counted.store_errors,
-                "journal": {"lines": counted.journal_lines, "lost": counted.journal_lost},
-                "flights": numbers.flights,
-                "latency": latency(counted.by("level")),
-                "backends": await figures(self._router.backends),
-            }
+            {**stats_of(numbers, counted.views()), "backends": await figures(self._router.backends)}
         )
 
     async def entries(self, request: web.Request) -> web.Response:

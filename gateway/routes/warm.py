@@ -1,6 +1,7 @@
 """``/v1/cache/warm``: take warm jobs, show them, cancel them.
 
-A tenant sees its own jobs and no more; a key bound to a user, that user's.
+A tenant sees its own jobs and no more; a key bound to a user, that user's; an admin those of the
+tenant it names.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from aiohttp import web
 from gateway import sse
 from gateway.auth import Authenticator
 from gateway.errors import ClientFault
+from gateway.routes.cache import tenant_asked_for
 from gateway.routes.shape import as_gateway_error, body_of, json_response, object_of, request_id_of
 from gateway.warming import WarmJobs
 from gateway.warming_job import Job
@@ -47,8 +49,8 @@ class Warm:
 
     async def list(self, request: web.Request) -> web.Response:
         """The jobs that this key may see, the latest first."""
-        principal = self._who(request)
-        jobs = [job for job in await self._jobs.all(principal.tenant) if _sees(principal, job)]
+        principal, tenant = self._asking(request)
+        jobs = [job for job in await self._jobs.all(tenant) if _sees(principal, job)]
         return json_response({"object": "list", "data": [job.summary() for job in jobs]})
 
     async def one(self, request: web.Request) -> web.StreamResponse:
@@ -86,11 +88,17 @@ class Warm:
         return json_response((ended or job).shown())
 
     async def _find(self, request: web.Request) -> Job:
-        principal = self._who(request)
-        job = await self._jobs.find(principal.tenant, request.match_info["job"])
+        principal, tenant = self._asking(request)
+        job = await self._jobs.find(tenant, request.match_info["job"])
         if job is None or not _sees(principal, job):
             raise ClientFault("No such warm job.", code="job_not_found", status=404, param="job")
         return job
+
+    def _asking(self, request: web.Request) -> tuple[Principal, str]:
+        """Who asks, and whose jobs are meant: an admin may name another tenant."""
+        principal = self._who(request)
+        tenant = tenant_asked_for(request, principal) if "tenant" in request.query else None
+        return principal, tenant or principal.tenant
 
     def _who(self, request: web.Request) -> Principal:
         return self._authenticator.principal(request.headers.get("Authorization"))

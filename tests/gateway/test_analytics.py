@@ -180,3 +180,13 @@ def test_no_text_stays() -> None:
     held = {field.name: getattr(one.tally, field.name) for field in fields(one.tally)}
     assert "swordfish" not in repr(held)
     assert all(len(question) == 8 for question in held["questions"])
+
+
+def test_the_latest_of_all_tenants_come_first() -> None:
+    book = Book()
+    for tenant, name in (("t", "a"), ("u", "b"), ("t", "c"), ("u", "d"), ("t", "a")):
+        book.clock.advance(10)
+        book.note(name, principal=Principal(tenant))
+    latest = [(one.tenant, one.name) for one in book.conversations.latest(3)]
+    assert latest == [("t", "a"), ("u", "d"), ("t", "c")]
+    assert len(book.conversations.latest(100)) == 4

@@ -5,6 +5,7 @@ import orjson
 from gateway.numbers import Numbers, added_up
 from gateway.store.base import Fill
 from gateway.tally import Group, Statistics
+from gateway.top_keys import KeySums
 from policies.outcome import Outcome
 
 GROUP = Group("chat", "none", 200, "hot", "m", "acme", "cold")
@@ -59,3 +60,10 @@ def test_numbers_survive_being_sent() -> None:
 def test_nothing_adds_up_to_nothing() -> None:
     whole = added_up([])
     assert (whole.statistics.total.requests, list(whole.fills), whole.flights) == (0, [], 0)
+
+
+def test_the_best_keys_of_all_are_one_list() -> None:
+    one, other = (KeySums("k", None, "hot", "m", "t", hits=hits) for hits in (1, 2))
+    parts = [Numbers(Statistics(), keys=[one]), Numbers(Statistics(), keys=[other]).left()]
+    told = [Numbers.of(orjson.loads(orjson.dumps(part.as_dict()))) for part in parts]
+    assert [(key.key, key.hits) for key in added_up(told).keys] == [("k", 3)]

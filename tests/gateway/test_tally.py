@@ -101,3 +101,17 @@ def test_names_are_bounded_in_number_and_in_length(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "MAX_LABELS", 3)
     statistics.group(group(model="y" * 1000)).requests += 1
     assert max(map(len, statistics.by("model"))) == MAX_NAME
+
+
+def test_sums_taken_together_leave_nothing_out() -> None:
+    one, other = (
+        module.Tally(
+            **{name: start + at for at, name in enumerate(module._SUMS)},
+            within=[start] * (len(module.BUCKETS_S) + 1),
+        )
+        for start in (1, 100)
+    )
+    expected = {name: getattr(one, name) + getattr(other, name) for name in module._SUMS}
+    one.merge(other)
+    assert {name: getattr(one, name) for name in module._SUMS} == expected
+    assert one.within == [101] * (len(module.BUCKETS_S) + 1)

@@ -414,3 +414,41 @@ async def test_the_workers_share_one_engine_which_ends_with_them(
         assert len(pids) == 4  # two workers, a spare one, the engine
         kvgate.served.process.kill()
         await until(lambda: all(gone(pid) for pid in pids))
+
+
+async def test_the_dashboard_of_one_shows_the_numbers_of_all(tmp_path: Path) -> None:
+    async with ScriptedUpstream() as upstream, gateway(tmp_path, upstream, workers=2) as kvgate:
+        await kvgate.meet_all()
+        for worker in (1, 2):
+            for _ in range(2):
+                await kvgate.ask(worker, cached(tier="hot", cache_key=f"key {worker}"))
+        for worker in (1, 2):
+            hello, whole = await dashboard(kvgate, worker)
+            assert (hello["worker"], hello["workers"]) == (worker, 2)
+            stats = await kvgate.stats(worker)
+            assert stats["requests"] == 4
+            shown = whole["sections"]["stats"]
+            assert {name: shown[name] for name in shown.keys() & stats.keys()} == {
+                name: value for name, value in stats.items() if name != "backends"
+            }
+            keys = {one["cache_key"]: one["hits"] for one in whole["sections"]["keys"]}
+            assert sum(keys.values()) == stats["levels"]["response"]["requests"]
+
+
+async def dashboard(kvgate: Gateway, worker: int) -> list[Any]:
+    """The first two events that this worker tells who looks."""
+    url = f"{kvgate.served.url}/dashboard/live"
+    async with (
+        asyncio.timeout(IN_TIME_S),
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session,
+    ):
+        while True:
+            async with session.get(url) as answer:
+                told = []
+                async for line in answer.content:
+                    if line.startswith(b"data: "):
+                        told.append(json.loads(line[6:]))
+                    if told and told[0]["worker"] != worker:
+                        break  # the kernel deals connections out
+                    if len(told) == 2:
+                        return told

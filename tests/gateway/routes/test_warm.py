@@ -222,3 +222,20 @@ async def test_a_defect_in_mid_stream_ends_the_stream(monkeypatch: pytest.Monkey
         monkeypatch.setattr("gateway.warming_job.Job.summary", lambda _: 1 / 0)
         (*_, last) = await followed(service, name)
         assert last["error"]["code"] == "internal_error"
+
+
+async def test_an_admin_may_name_another_tenant_and_nobody_else_may() -> None:
+    root = "kv-root-3f1c7a90b2d84e65"
+    tenants = [*TENANTS, {"name": "ops", "api_keys": [root], "admin": True}]
+    async with serving(tenants=tenants) as service:
+        name = await submitted(service, {"questions": ["One?"]}, key=ALICE)
+        path = f"{WARM}/{name}?tenant=a"
+        assert (await service.send("GET", f"{WARM}/{name}", key=root)).status == 404
+        assert (await service.send("GET", path, key=root)).body["id"] == name
+        (listed,) = (await service.send("GET", f"{WARM}?tenant=a", key=root)).body["data"]
+        assert listed["id"] == name
+        assert (await service.send("DELETE", path, key=root)).status == 200
+        for method, where in (("GET", path), ("DELETE", path), ("GET", f"{WARM}?tenant=a")):
+            answer = await service.send(method, where, key=BOB)
+            assert (answer.status, answer.error["param"]) == (403, "tenant")
+        assert (await service.send("GET", path, key=ALICE)).status == 200
