@@ -178,8 +178,7 @@ async def build(
     app.cleanup_ctx.append(lambda _: _lifetime(gateway, session, places.close))
     warming = open_warming(gateway, rules, traffic, now=now, clock=clock)
     warming.mount(app)
-    numbers = partial(_numbers, gateway, team)
-    worker = team.number if team else None
+    numbers, worker = partial(_numbers, gateway, team), team.number if team else None
     open_dashboard(gateway, rules, warming.jobs, numbers, worker=worker, now=now).mount(app)
     _mount(app, gateway, rules, numbers, worker, now=now, clock=clock)
     return app

@@ -109,7 +109,7 @@ class Slow:
     async def _all_backends(self) -> dict[str, Any]:
         states = self._health.states()
         views = self._engines.view() if self._engines is not None else {}
-        shown = [
+        shown: list[dict[str, Any]] = [
             {
                 "name": backend.name,
                 "models": [PurePath(model).name for model in self._models.get(backend.name, ())],
