@@ -7,8 +7,8 @@ Not: it never hears of tenants, headers or plans. It hears a salt (who may share
 (priority and seconds) and a lane (who goes first). Of this project it imports `policies.eviction` alone.
 
 Read in this order: `request` (the words), `engine` (the step, on one screen), `scheduler` (who runs),
-`spans`, `sharing`, `speculation` over `drafts`, `kv/blocks` and `kv/prefix` (what is kept and reused), then the model: `batch`, `runner`,
-`models/network`, `sampler`; last the rim: `service` (a call from body to deltas), `api`, `answers`,
+`lanes`, `spans`, `sharing`, `speculation` over `drafts`, `kv/blocks` and `kv/prefix` (what is kept and
+reused), then the model: `batch`, `runner`, `models/network`, `sampler`; last the rim: `service` (a call from body to deltas), `api`, `answers`,
 `server`, `config`, `loading`, `process`, `shards` (one model on several ranks), `plan`.
 
 Importing this package, or any module marked torch-free, does not import torch.

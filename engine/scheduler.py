@@ -1,8 +1,9 @@
 """Who runs this step: continuous batching with chunked prefill, lanes and preemption.
 
-A step is a number of rows, one token each. First every running sequence that has its prompt behind it
-gets its one row (decode); then prompts are computed, as many rows as the budget has left (chunked
-prefill, Agrawal et al., Sarathi-Serve, 2024), so that a long prompt never stops running answers.
+A step is a number of rows, one token each (`lanes` divides them): first one for every running sequence
+that has its prompt behind it (decode), and guesses of what comes next (`speculation`); then prompts are
+computed, as many rows as the budget has left (chunked prefill, Agrawal et al., Sarathi-Serve, 2024), so
+that a long prompt never stops running answers.
 
     waiting ──admit──► running: prefill ──► decode ──► finished
        ▲                   │                   │
@@ -26,9 +27,10 @@ from dataclasses import dataclass, field
 
 from engine.kv.prefix import PrefixIndex
 from engine.kv.tiers import LANDED_A_STEP, Tiers
+from engine.lanes import choose
 from engine.request import GenerationRequest, Pick, Sequence, TokenEvent
 from engine.sharing import Sharing
-from engine.spans import Schedule, Span, came_true, decode_spans, prefill_spans
+from engine.spans import Schedule, Span, came_true
 from engine.speculation import RowCost, Speculation
 
 __all__ = ["Limits", "Schedule", "Scheduler", "Span"]
@@ -168,16 +170,14 @@ class Scheduler:
         self._grow(now=now)
         self._admit(now=now)
         self._land(now=now)
-        decoding = [one for one in self._running if one.computed >= one.prefill_stop]
-        self.speculation.draft(decoding, lambda one, tokens: self._room(one, tokens, now=now))
-        spans = [span for one in decoding for span in decode_spans(one)]
-        budget = self._prefill_rows(len(spans))
-        for one in self._running:
-            if budget and one.computed < one.prefill_stop and one.fetch is None:
-                rows = min(budget, one.prefill_stop - one.computed)
-                budget -= rows
-                spans.extend(prefill_spans(one, rows))
-        return Schedule(tuple(spans))
+        return choose(
+            self._running,
+            tile=self.limits.chunk_tokens,
+            idle_tiles=self.limits.idle_tiles,
+            draft=lambda ones: self.speculation.draft(
+                ones, lambda *room: self._room(*room, now=now)
+            ),
+        )
 
     def commit(self, schedule: Schedule, picks: Seq[Pick], *, now: float) -> list[TokenEvent]:
         """Take over what a step computed: `picks` has one entry for each span with `sample`, in order."""
@@ -234,14 +234,6 @@ class Scheduler:
             prompt_scores=scores,
             receipt=receipt,
         )
-
-    def _prefill_rows(self, decode_rows: int) -> int:
-        """Rows left for prompts: the rest of the decodes' last tile, or one beyond if that is small."""
-        tile = self.limits.chunk_tokens
-        if not decode_rows:
-            return tile * self.limits.idle_tiles
-        rest = -decode_rows % tile
-        return rest if 2 * rest >= tile else rest + tile
 
     # -- blocks ----------------------------------------------------------------------------------
 

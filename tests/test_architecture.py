@@ -39,7 +39,7 @@ TORCH_FREE = (
     "engine", "engine.config", "engine.drafts", "engine.errors", "engine.kv.ascent", "engine.kv.blob",
     "engine.kv.blocks", "engine.kv.choice", "engine.kv.costs", "engine.kv.descent", "engine.kv.disk",
     "engine.kv.layout", "engine.kv.opening", "engine.kv.prefix", "engine.kv.shelf", "engine.kv.stock",
-    "engine.kv.tiers", "engine.kv.why", "engine.kv_control", "engine.latency", "engine.models.config",
+    "engine.kv.tiers", "engine.kv.why", "engine.kv_control", "engine.lanes", "engine.latency", "engine.models.config",
     "engine.models.rope", "engine.plan", "engine.request", "engine.scheduler", "engine.sharing",
     "engine.spans", "engine.speculation", "engine.text.detokenizer", "engine.weights.config_json",
     "engine.weights.fetch", "engine.weights.shapes",

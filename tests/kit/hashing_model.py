@@ -35,8 +35,8 @@ def _drawn(logits: bytes, seed: int | None, throw: int, words: int) -> int:
     return END if number % _ENDS_ONE_IN == 0 else 1 + number // _ENDS_ONE_IN % words
 
 
-def solo(request: GenerationRequest, *, words: int = 4) -> list[int]:
-    """What a request alone on a fresh engine says; an end token is not said."""
+def solo(request: GenerationRequest, *, words: int = 4, ends: bool = True) -> list[int]:
+    """What a request alone on a fresh engine says. `END` is not said, but where nothing `ends`."""
     kept: list[bytes] = []
 
     def take(token: int) -> None:
@@ -47,7 +47,7 @@ def solo(request: GenerationRequest, *, words: int = 4) -> list[int]:
     said: list[int] = []
     while len(said) < request.sampling.max_tokens:
         token = _drawn(_digest(*kept), request.sampling.seed, len(said), words)
-        if token == END:
+        if ends and token == END:
             break
         said.append(token)
         take(token)
