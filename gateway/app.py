@@ -133,9 +133,7 @@ async def build(
     store = places.tiers
     flights, recall = Flights(tasks), Recall()
     conversations = Conversations(now)
-    journal = open_journal(
-        config, conversations, log_stream or sys.stderr, router, team, now=now, clock=clock
-    )
+    journal = open_journal(config, conversations, log_stream or sys.stderr, router, team, now=now)
     journal.served = recall.served
     traffic = Traffic(places=config.warm.concurrency, clock=time.monotonic)
     pipeline = Pipeline(

@@ -100,6 +100,10 @@ class Journal:
         elif len(self._unsettled) >= MOST_UNSETTLED:
             self.settle()
 
+    def moment(self) -> int:
+        """The number of what happens now, where a file keeps what happens in its order."""
+        return 0 if self._file is None else next(self._file.moments)
+
     def settle(self) -> None:
         """Count and log what was noted."""
         visits, self._unsettled = self._unsettled, []

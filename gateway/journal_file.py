@@ -13,6 +13,7 @@ import secrets
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import count
 from operator import methodcaller
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -46,17 +47,17 @@ class Scribe(Protocol):
         """A call."""
         ...
 
-    def stored(self, meta: EntryMeta, *, at: float, order_s: float) -> Line:
+    def stored(self, meta: EntryMeta, *, at: float, order: int) -> Line:
         """An answer that was stored."""
         ...
 
-    def cleared(self, keys: Sequence[bytes], *, at: float, order_s: float) -> Line:
+    def cleared(self, keys: Sequence[bytes], *, at: float, order: int) -> Line:
         """Answers that were removed."""
         ...
 
 
 class JournalFile:
-    """Takes what happened in one process. ``now`` is unix time, ``clock`` monotonic, in seconds."""
+    """Takes what happened in one process. ``now`` is unix time, in seconds."""
 
     def __init__(
         self,
@@ -67,14 +68,14 @@ class JournalFile:
         max_bytes: int,
         files: int,
         now: Callable[[], float],
-        clock: Callable[[], float],
     ) -> None:
         """``key_path``: several processes may share a key; ``PATH.key`` if None."""
         self._place = Rotating(path, max_bytes=max_bytes, files=files)
         self._key_path = key_path or path.with_name(f"{path.name}.key")
         self._make_scribe = scribe
         self._now = now
-        self._clock = clock
+        self.moments = count(1)
+        """Numbers for what happens, in its order: the time may stand still."""
         self._queue: SimpleQueue[Callable[[Scribe], Line] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._crowded_out = 0
@@ -100,15 +101,15 @@ class JournalFile:
 
     def stored(self, meta: EntryMeta) -> None:
         """An answer was handed to the store."""
-        at, order_s = self._now(), self._clock()
-        self._put(methodcaller("stored", meta, at=at, order_s=order_s))
+        at, order = self._now(), next(self.moments)
+        self._put(methodcaller("stored", meta, at=at, order=order))
 
     def cleared(self, gone: Sequence[EntryMeta]) -> None:
         """Answers were removed."""
-        at, order_s = self._now(), self._clock()
+        at, order = self._now(), next(self.moments)
         for start in range(0, len(gone), KEYS_IN_A_LINE):
             keys = [meta.key for meta in gone[start : start + KEYS_IN_A_LINE]]
-            self._put(methodcaller("cleared", keys, at=at, order_s=order_s))
+            self._put(methodcaller("cleared", keys, at=at, order=order))
 
     def close(self) -> None:
         """Write what waits. Blocks; nothing may be noted afterwards."""

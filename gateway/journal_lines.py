@@ -2,8 +2,8 @@
 
 A line is a JSON object. ``kind`` is ``begin`` (first in each file: the configuration that decides, and
 nothing secret), ``call`` (a call was answered), ``stored`` (an answer was handed to the store) or
-``cleared`` (answers were removed on somebody's word). Times are unix seconds; ``order_s`` is a monotonic
-clock, for what happened at one time.
+``cleared`` (answers were removed on somebody's word). Times are unix seconds; ``order`` numbers
+what one process did, for what happened at one time.
 
 Whatever came from a client is a keyed hash, so that who has the file cannot try out guesses; the key
 lies beside it (see ``journal_file``). Of a prompt there are the hashes of its *blocks*: the messages as
@@ -143,7 +143,7 @@ class Lines:
         line = {
             "kind": "call",
             "at": visit.asked_at,
-            "order_s": visit.asked_s,
+            "order": visit.order,
             "took_s": round(visit.seconds, 6),
             "endpoint": visit.endpoint,
             "tenant": self._hasher.of("tenant", plan.scope.tenant),
@@ -178,12 +178,12 @@ class Lines:
             line |= self._prompt(plan, call)
         return {name: value for name, value in line.items() if value}
 
-    def stored(self, meta: EntryMeta, *, at: float, order_s: float) -> dict[str, Any]:
+    def stored(self, meta: EntryMeta, *, at: float, order: int) -> dict[str, Any]:
         """An answer was handed to the store, which had it by ``at``, unless it had no room."""
         return {
             "kind": "stored",
             "at": at,
-            "order_s": order_s,
+            "order": order,
             "key": self._hasher.of("key", meta.key),
             "tenant": self._hasher.of("tenant", meta.scope.tenant),
             "endpoint": meta.endpoint,
@@ -199,10 +199,10 @@ class Lines:
             **self._size(meta),
         }
 
-    def cleared(self, keys: Collection[bytes], *, at: float, order_s: float) -> dict[str, Any]:
+    def cleared(self, keys: Collection[bytes], *, at: float, order: int) -> dict[str, Any]:
         """Answers were removed."""
         hashes = [self._hasher.of("key", key) for key in keys]
-        return {"kind": "cleared", "at": at, "order_s": order_s, "keys": hashes}
+        return {"kind": "cleared", "at": at, "order": order, "keys": hashes}
 
     def _wishes(self, plan: Plan) -> dict[str, Any]:
         """What was decided, and by which rule, so that another configuration can decide anew."""

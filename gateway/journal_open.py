@@ -22,7 +22,6 @@ def open_journal(
     team: Team | None,
     *,
     now: Callable[[], float],
-    clock: Callable[[], float],
 ) -> Journal:
     """Nothing is opened before there is something to write: a bad path costs no start."""
     server, worker = config.server, team.number if team else None
@@ -42,7 +41,6 @@ def open_journal(
             max_bytes=config.journal.max_bytes,
             files=config.journal.files,
             now=now,
-            clock=clock,
         )
     return Journal(prices_of(config), log, conversations, file)
 

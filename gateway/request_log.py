@@ -27,8 +27,8 @@ class Visit:
     """One request on its way; its handler fills it in.
 
     The answer took ``seconds`` now, and ``cost_s`` to compute once. ``outcome`` stays ``None``
-    when there was no answer. It was looked up at ``asked_at`` (unix time), ``asked_s`` by the clock
-    of ``began_s``; ``entry`` is what was found.
+    when there was no answer. It was looked up at ``asked_at`` (unix time), as number ``order`` of
+    what the process did; ``entry`` is what was found.
     """
 
     request_id: str
@@ -41,7 +41,7 @@ class Visit:
     cost_s: float = 0.0
     stream: bool = False
     asked_at: float = 0.0
-    asked_s: float = 0.0
+    order: int = 0
     entry: EntryMeta | None = None
 
 

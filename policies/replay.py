@@ -154,3 +154,54 @@ class Optimal:
             del self._next[block]
             self.evictions += 1
         return hits
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """A stored answer was looked for. ``good``: a store without bound would have had a good one."""
+
+    key: str
+    size: float
+    good: bool
+
+
+def with_foresight(lookups: Sequence[Lookup], capacity: float) -> Score:
+    """A store of answers that knows the future: of what is wanted again, the latest goes first.
+
+    What is not wanted again while it is good takes no room. With answers of one size this is the
+    optimum (Belady 1966); with different sizes none is known that could be computed, and this is close
+    to it.
+    """
+    wanted = _wanted_again(lookups)
+    held: dict[str, float] = {}
+    heap: list[tuple[int, str]] = []
+    score, taken = Score(lookups=len(lookups)), 0.0
+    for place, lookup in enumerate(lookups):
+        size = held.pop(lookup.key, None)
+        if size is not None:
+            taken -= size
+            score.hits += lookup.good
+        due = wanted[place]
+        if due is None:
+            continue
+        held[lookup.key] = lookup.size
+        taken += lookup.size
+        heappush(heap, (-due, lookup.key))
+        while taken > capacity:
+            # Entries that are out of date were due before now, and what is held is due later.
+            taken -= held.pop(heappop(heap)[1])
+            score.evictions += 1
+    return score
+
+
+def _wanted_again(lookups: Sequence[Lookup]) -> list[int | None]:
+    """For each look-up the place of the next one for its key, if that one may be a hit."""
+    following: dict[str, int] = {}
+    wanted: list[int | None] = [None] * len(lookups)
+    for place in range(len(lookups) - 1, -1, -1):
+        key = lookups[place].key
+        later = following.get(key)
+        if later is not None and lookups[later].good:
+            wanted[place] = later
+        following[key] = place
+    return wanted

@@ -131,7 +131,7 @@ class Completions:
             known = self._remembered(raw, said)
             asked = known or await self._understand(raw, said)
             visit.call, visit.plan, visit.stream = asked.call, asked.plan, asked.call.stream
-            visit.asked_at, visit.asked_s = self._now(), self._clock()
+            visit.asked_at, visit.order = self._now(), self._journal.moment()
             answer = await self._answer(asked)
             response: web.StreamResponse
             match answer:

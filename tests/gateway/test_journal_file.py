@@ -33,11 +33,11 @@ class Scribe:
             raise ValueError("a defect")
         return {"kind": "call", "id": answered.visit.request_id, "key": self.hasher.of("key", "k")}
 
-    def stored(self, meta: EntryMeta, *, at: float, order_s: float) -> dict[str, Any]:
-        return {"kind": "stored", "at": at, "order_s": order_s, "bytes": meta.size_bytes}
+    def stored(self, meta: EntryMeta, *, at: float, order: int) -> dict[str, Any]:
+        return {"kind": "stored", "at": at, "order": order, "bytes": meta.size_bytes}
 
-    def cleared(self, keys: Sequence[bytes], *, at: float, order_s: float) -> dict[str, Any]:
-        return {"kind": "cleared", "keys": len(keys), "at": at, "order_s": order_s}
+    def cleared(self, keys: Sequence[bytes], *, at: float, order: int) -> dict[str, Any]:
+        return {"kind": "cleared", "keys": len(keys), "at": at, "order": order}
 
 
 def journal(path: Path, scribe: Callable[[Hasher], Scribe] = Scribe, **more: Any) -> JournalFile:
@@ -46,7 +46,6 @@ def journal(path: Path, scribe: Callable[[Hasher], Scribe] = Scribe, **more: Any
         path,
         scribe,
         now=clock.now,
-        clock=clock.monotonic,
         **{"max_bytes": 2**20, "files": 3, **more},
     )
 
@@ -72,7 +71,7 @@ def test_what_happened_is_written_in_its_order_by_the_time_of_closing(tmp_path: 
     begin, first, stored, cleared = lines(path)
     assert begin == {"kind": "begin", "at": 1_700_000_000.0}
     assert (first["id"], len(first["key"])) == ("1", 16)
-    assert (stored["bytes"], stored["at"], stored["order_s"]) == (7, 1_700_000_000.0, 0.0)
+    assert (stored["bytes"], stored["at"], stored["order"]) == (7, 1_700_000_000.0, 1)
     assert cleared["keys"] == 2
     assert (book.written, book.lost) == (3, 0)
     assert repr(book) == "<JournalFile j.jsonl: 3 lines, 0 lost>"

@@ -41,7 +41,7 @@ def answered(
     text: Any = "?", kv_cache: object = True, *, entry: Any = None, outcome: Any = None, **body: Any
 ) -> Answered:
     call, plan = asked(text, kv_cache, **body)
-    visit = Visit("r", call.endpoint, 1.0, call, plan, seconds=0.25, asked_at=NOW, asked_s=2.0)
+    visit = Visit("r", call.endpoint, 1.0, call, plan, seconds=0.25, asked_at=NOW, order=2)
     visit.entry = entry
     found = outcome or Outcome(
         key="k", tier=plan.tier, miss_reason="cold", prompt_tokens=9, backend="up"
@@ -64,7 +64,7 @@ def texts(value: Any) -> Iterator[str]:
 
 def test_a_call_says_what_a_replay_needs() -> None:
     line = lines().call(answered("x" * 2000, {"enabled": True, "cache_key": "c", "ttl": 60}))
-    assert (line["kind"], line["at"], line["order_s"], line["took_s"]) == ("call", NOW, 2.0, 0.25)
+    assert (line["kind"], line["at"], line["order"], line["took_s"]) == ("call", NOW, 2, 0.25)
     assert (line["plan_tier"], line["ttl_s"], line["priority"]) == ("warm", 60.0, "medium")
     assert line["by"] == {"tier": "default", "ttl_s": "request", "priority": "tier"}
     assert (line["model"], line["backend"], line["prompt_tokens"], line["turn"]) == (
@@ -94,10 +94,10 @@ def test_what_was_stored_and_cleared_has_the_key_of_the_call() -> None:
     one = answered()
     key = lines().call(one)["key"]
     meta = meta_of(key=one.plan.key)
-    stored = lines().stored(meta, at=NOW + 1, order_s=3.0)
-    assert (stored["key"], stored["at"], stored["order_s"]) == (key, NOW + 1, 3.0)
+    stored = lines().stored(meta, at=NOW + 1, order=3)
+    assert (stored["key"], stored["at"], stored["order"]) == (key, NOW + 1, 3)
     assert (stored["bytes"], stored["entry_ttl_s"], stored["tier"]) == (2, 100.0, "warm")
-    assert lines().cleared([one.plan.key], at=NOW, order_s=4.0)["keys"] == [key]
+    assert lines().cleared([one.plan.key], at=NOW, order=4)["keys"] == [key]
 
 
 def test_a_file_begins_with_the_configuration_that_decides_and_nothing_secret() -> None:
@@ -179,8 +179,8 @@ def test_no_text_of_a_request_or_an_answer_can_be_in_a_line(
     )
     made = [
         lines().call(Answered(visit, plan, outcome)),
-        lines().stored(entry, at=NOW, order_s=0.0),
-        lines().cleared([plan.key], at=NOW, order_s=0.0),
+        lines().stored(entry, at=NOW, order=0),
+        lines().cleared([plan.key], at=NOW, order=0),
     ]
     for line in made:
         strange = [text for text in texts(line) if text not in WORDS and not HASH.fullmatch(text)]

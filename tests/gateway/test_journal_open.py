@@ -40,7 +40,6 @@ def opened(path: Path | None, *, worker: int | None = None) -> Journal:
         router,
         team,
         now=clock.now,
-        clock=clock.monotonic,
     )
 
 

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.replay import Cache, Learned, LeastRecentlyUsed, Optimal, Score, leading, replay
+from policies.replay import (
+    Cache,
+    Learned,
+    LeastRecentlyUsed,
+    Lookup,
+    Optimal,
+    Score,
+    leading,
+    replay,
+    with_foresight,
+)
 
 Prompts = list[list[int]]
 MAKERS: dict[str, Callable[[int, Prompts], Cache]] = {
@@ -113,3 +123,59 @@ def test_the_learned_order_never_leaves_a_block_without_its_beginning(
     there = held(cache, prompts)
     assert len(there) <= capacity
     assert all(cache._parent[block] is None or cache._parent[block] in there for block in there)
+
+
+def looked_up(text: str, *, size: float = 1.0) -> list[Lookup]:
+    """A letter is a look-up; an upper case one finds nothing good anywhere, as the first of a key."""
+    seen: set[str] = set()
+    found = []
+    for letter in text:
+        key = letter.lower()
+        found.append(Lookup(key, size, good=letter.islower() and key in seen))
+        seen.add(key)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "capacity", "hits", "evictions"),
+    [
+        ("abab", 1, 1, 1),  # b is wanted later than a: it goes at once
+        ("abab", 2, 2, 0),
+        ("abcba", 1, 1, 1),
+        ("aA", 9, 0, 0),  # too old by then: nobody keeps it
+        ("aAa", 9, 1, 0),
+        ("", 1, 0, 0),
+    ],
+)
+def test_foresight_keeps_what_is_wanted_soonest(
+    text: str, capacity: int, hits: int, evictions: int
+) -> None:
+    score = with_foresight(looked_up(text), capacity)
+    assert score == Score(lookups=len(text), hits=hits, evictions=evictions)
+
+
+def test_foresight_counts_sizes() -> None:
+    lookups = [
+        Lookup("large", 3.0, good=False),
+        Lookup("small", 1.0, good=False),
+        Lookup("small", 1.0, good=True),
+        Lookup("large", 3.0, good=True),
+    ]
+    assert with_foresight(lookups, 3.0) == Score(lookups=4, hits=1, evictions=1)
+    assert with_foresight(lookups, 4.0) == Score(lookups=4, hits=2, evictions=0)
+
+
+@given(st.text(st.sampled_from("abcABC"), max_size=12), st.integers(1, 4))
+def test_foresight_is_the_optimum_for_answers_of_one_size(text: str, capacity: int) -> None:
+    lookups = looked_up(text)
+    states: dict[frozenset[str], int] = {frozenset(): 0}
+    for lookup in lookups:
+        after: dict[frozenset[str], int] = {}
+        for held, hits in states.items():
+            found = hits + (lookup.key in held and lookup.good)
+            everything = held | {lookup.key}
+            for size in range(min(capacity, len(everything)) + 1):
+                for kept in combinations(sorted(everything), size):
+                    after[frozenset(kept)] = max(after.get(frozenset(kept), 0), found)
+        states = after
+    assert with_foresight(lookups, capacity).hits == max(states.values())
