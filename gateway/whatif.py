@@ -7,7 +7,7 @@ time of the journal. Only the answers themselves are missing: a body is as many 
 What is known of a call that would have been a miss, and was a hit: its answer's size, tokens and cost,
 from the entry that answered. It is taken to be computed in the time its original took. What is taken as
 it was: lists of embeddings, refreshes ahead of expiry, warm jobs, and how many tokens a backend found in
-its KV cache for calls that it computed in the journal, too. A tier on disk or in Redis is taken to count
+its KV cache for calls that it computed in the journal, too. A removal meets what it met. A tier on disk or in Redis is taken to count
 bytes as the memory tiers do.
 """
 
@@ -88,7 +88,7 @@ class Responses:
         self._flights: dict[str, Recorded] = {}
         """Who computes what others may read along with."""
         self._computing: set[int] = set()
-        """Calls, by their identity, that are computed as in the journal."""
+        """Calls, by their identity, that have an answer computed as in the journal."""
         self._landings: list[tuple[float, int, Recorded]] = []
         self._number = count()
 
@@ -140,8 +140,11 @@ class Responses:
             self._missed(call, plan)
             return
         entry, verdict = found
-        if isinstance(verdict, Stale) and not call.stale and call.store:
-            self._fly(call, entry.meta.cost_s)  # it is renewed behind the reader's back
+        if isinstance(verdict, Stale) and call.store:  # it is renewed behind the reader's back
+            if call.stale:
+                self._computing.add(id(call))
+            else:
+                self._fly(call, entry.meta.cost_s)
         self._count(call, from_store(entry, plan, verdict), cost_s=entry.meta.cost_s)
 
     def _look_up(self, call: Recorded, plan: Plan) -> tuple[Entry, Fresh | Stale] | None:

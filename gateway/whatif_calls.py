@@ -10,15 +10,17 @@ from policies.plan import Plan
 
 
 def linked(events: Sequence[Event]) -> dict[int, tuple[Recorded, StoredLine]]:
-    """Which call's answer each ``stored`` line is about, by the identity of the call.
+    """Which call had the answer of each ``stored`` line computed, by the identity of the call.
 
-    Of the calls for the key that were computed by then, and have none yet, the latest.
+    Of the calls for the key that were computed by then, or answered with what was stale and renewed
+    behind their backs, the latest that has none yet.
     """
     waiting: dict[str, list[Recorded]] = {}
     found: dict[int, tuple[Recorded, StoredLine]] = {}
     for event in events:
         if isinstance(event, Recorded):
-            if event.key is not None and event.computed and event.store and not event.collapsed:
+            computes = event.stale if event.hit and not event.computed else not event.collapsed
+            if event.key is not None and event.store and computes:
                 waiting.setdefault(event.key, []).append(event)
         elif isinstance(event, StoredLine) and (calls := waiting.get(event.key)):
             call = calls.pop()
