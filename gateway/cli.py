@@ -21,6 +21,7 @@ import typer
 from gateway.cli_explain import explain
 from gateway.cli_grafana import grafana
 from gateway.cli_inspect import inspect
+from gateway.cli_replay import replay
 from gateway.cli_stats import stats
 from gateway.cli_top import top
 from gateway.cli_warm import warm_command
@@ -138,6 +139,7 @@ app.command()(stats)
 app.command()(top)
 app.command()(inspect)
 app.command()(explain)
+app.command()(replay)
 app.command("warm")(warm_command)
 # What needs none.
 app.command()(grafana)

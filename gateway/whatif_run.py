@@ -18,7 +18,7 @@ from gateway.trace import (
 )
 from gateway.whatif import Replayed, Responses
 from gateway.whatif_blocks import UNBOUNDED, Blocks, KvIndex, Room, scored
-from policies.replay import Lookup, Score, with_foresight
+from policies.replay import Learned, Lookup, Score, replay, with_foresight
 from policies.rules import Rules, TierName, TierRule
 
 DEFAULT_BLOCK_TOKENS: Final = 128.0
@@ -156,14 +156,14 @@ class Runner:
         memory = kv_bytes if not more_tokens else None
         return Room(tokens, memory, self.block_tokens, self.token_bytes)
 
-    def run(self, setting: Setting) -> Run:
-        """Replay."""
+    def run(self, setting: Setting, *, bounds: bool = True) -> Run:
+        """Replay; without ``bounds`` only what serves, and what is measured beside it is nought."""
         if isinstance(self.trace, PromptTrace):
-            return self._prompts(self.trace, setting)
-        return self._journal(self.trace, setting)
+            return self._prompts(self.trace, setting, bounds=bounds)
+        return self._journal(self.trace, setting, bounds=bounds)
 
-    def _prompts(self, trace: PromptTrace, setting: Setting) -> Run:
-        blocks = self._blocks(self._chains, setting.room.blocks)
+    def _prompts(self, trace: PromptTrace, setting: Setting, *, bounds: bool) -> Run:
+        blocks = self._blocks(self._chains, setting.room.blocks, bounds=bounds)
         size = MOONCAKE_BLOCK_TOKENS
         # A block that is found counts as whole, but for what the last one of a prompt lacks.
         prompts_tokens = sum(prompt.tokens for prompt in trace.prompts)
@@ -179,10 +179,18 @@ class Runner:
         }
         return Run(setting, totals, None, blocks)
 
-    def _journal(self, trace: JournalTrace, setting: Setting) -> Run:
+    def _journal(self, trace: JournalTrace, setting: Setting, *, bounds: bool) -> Run:
         kv = KvIndex(setting.room)
         responses = self._responses(trace, setting, kv)
         replayed = responses.run()
+        found = _score(responses.asked)
+        blocks = self._blocks(kv.chains, setting.room.blocks, bounds=bounds) if kv.chains else None
+        totals = replayed.statistics.total.as_dict()
+        optimum, unbounded = self._bounds(trace, setting) if bounds else (Score(), Score())
+        return Run(setting, totals, Answers(replayed, found, optimum, unbounded), blocks)
+
+    def _bounds(self, trace: JournalTrace, setting: Setting) -> tuple[Score, Score]:
+        """The optimum for as many bytes, and no bound."""
         roomy = {
             name: replace(rule, max_bytes=UNBOUNDED) for name, rule in setting.rules.tiers.items()
         }
@@ -193,18 +201,7 @@ class Runner:
         boundless.run()
         lookups = lookups_of(trace, boundless.asked)
         capacity = sum(rule.max_bytes for rule in setting.rules.tiers.values())
-        answers = Answers(
-            replayed,
-            found=_score(responses.asked),
-            optimum=with_foresight(lookups, capacity),
-            unbounded=_score(boundless.asked),
-        )
-        return Run(
-            setting,
-            replayed.statistics.total.as_dict(),
-            answers,
-            self._blocks(kv.chains, setting.room.blocks) if kv.chains else None,
-        )
+        return with_foresight(lookups, capacity), _score(boundless.asked)
 
     def _responses(self, trace: JournalTrace, setting: Setting, kv: KvIndex) -> Responses:
         freshness = trace.begin.config.get("freshness") or {}
@@ -219,7 +216,9 @@ class Runner:
             ),
         )
 
-    def _blocks(self, chains: Sequence[Sequence[int]], capacity: int) -> Blocks:
+    def _blocks(self, chains: Sequence[Sequence[int]], capacity: int, *, bounds: bool) -> Blocks:
+        if not bounds:
+            return Blocks(capacity, replay(Learned(capacity), chains), Score(), Score(), Score())
         found = scored(chains, capacity, unbounded=self._unbounded)
         if isinstance(self.trace, PromptTrace):
             self._unbounded = found.unbounded  # of a journal, a setting decides what is computed
