@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from gateway.trace import Event, Recorded, StoredLine
 from gateway.whatif_wishes import Decided
 from policies.keys import Scope
+from policies.kv import KvTerms
 from policies.outcome import Completed, Failed, Outcome, Usage
 from policies.plan import Plan
 
@@ -37,6 +38,7 @@ def plan_of(call: Recorded, wish: Decided) -> Plan:
         scope=Scope("tenant", call.tenant),
         model=call.model,
         salt="",
+        kv=KvTerms(),
         cache_key=None,
         fingerprint=b"",
         canonical=b"",
