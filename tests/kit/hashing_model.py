@@ -11,10 +11,9 @@ A token is drawn with dice that depend on how often they were thrown, so a throw
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
-from engine.request import GenerationRequest, Pick
-from engine.request import Sequence as Life
+from engine.kv.blob import Bytes
+from engine.request import GenerationRequest, Pick, Sequence
 from engine.spans import Schedule
 
 END = 0
@@ -92,23 +91,22 @@ class HashingModel:
 
     # -- the pool ------------------------------------------------------------------------------------
 
-    def _place(self, one: Life, position: int) -> int:
+    def _place(self, one: Sequence, position: int) -> int:
         block, offset = divmod(position, self.block_tokens)
         return one.blocks[block] * self.block_bytes + offset * _WORD
 
-    def _read(self, one: Life, position: int) -> bytes:
+    def _read(self, one: Sequence, position: int) -> bytes:
         at = self._place(one, position)
         return bytes(self.pool[at : at + _WORD])
 
-    def _history(self, one: Life, stop: int) -> bytes:
+    def _history(self, one: Sequence, stop: int) -> bytes:
         blocks = one.blocks[: -(-stop // self.block_tokens)]
-        return b"".join(map(self.read_block, blocks))[: stop * _WORD]
+        return b"".join(map(self.export_block, blocks))[: stop * _WORD]
 
-    def read_block(self, block: int) -> bytes:
+    def export_block(self, block: int, /) -> bytes:
         """What a block holds."""
         return bytes(self.pool[block * self.block_bytes : (block + 1) * self.block_bytes])
 
-    def write_blocks(self, blocks: Sequence[int], contents: Sequence[bytes]) -> None:
-        """What came from elsewhere is in these blocks now."""
-        for block, content in zip(blocks, contents, strict=True):
-            self.pool[block * self.block_bytes : (block + 1) * self.block_bytes] = content
+    def import_block(self, block: int, blob: Bytes, /) -> None:
+        """What a tier held is in this block now."""
+        self.pool[block * self.block_bytes : (block + 1) * self.block_bytes] = blob
