@@ -1,0 +1,133 @@
+"""Which tensors of a file go into the native model as they are, and which are brought into 8 bits.
+
+    Q4_1, Q8_0     as the file has them
+    Q4_0           as Q4_1 with the minimum -8 scales: the same numbers
+    anything else  as Q8_0 (groups of 32, the largest is 127): bfloat16 and float32 checkpoints
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any, Protocol
+
+import numpy as np
+from gguf import GGMLQuantizationType, quants
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.errors import ModelLoadError
+from engine.models.config import ModelConfig
+from engine.native.library import CMatrix, Library
+from engine.native.plain import BLOCK_BYTES, GROUP, quantised_blocks
+
+_HUGE_BYTES = 2 << 20
+_LANE_BYTES = 64
+_KINDS = {
+    GGMLQuantizationType.Q4_1: 4,
+    GGMLQuantizationType.Q4_0: 4,
+    GGMLQuantizationType.Q8_0: 8,
+}
+
+
+class Source(Protocol):
+    """A model's file or folder."""
+
+    config: ModelConfig
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor as floats. Raises `ModelLoadError`."""
+
+    def stored(self, name: str) -> tuple[int, NDArray[np.uint8]] | None:
+        """(GGML type, rows of blocks) of a quantised matrix in Hugging Face's layout, or None."""
+
+
+class Arena:
+    """One run of memory for all matrices, in large pages where the system has them."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._map = mmap.mmap(-1, size_bytes + _HUGE_BYTES)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        whole = np.frombuffer(self._map, np.uint8)
+        start = -whole.ctypes.data % _HUGE_BYTES
+        self._free = whole[start : start + size_bytes]
+
+    def take(self, size_bytes: int) -> NDArray[np.uint8]:
+        """So many bytes, zeros, at the start of a cache line."""
+        taken = self._free[:size_bytes]
+        self._free = self._free[-(-size_bytes // _LANE_BYTES) * _LANE_BYTES :]
+        return taken
+
+
+class Packer:
+    """Puts a source's matrices into an arena; keeps nothing of the source."""
+
+    def __init__(self, library: Library, source: Source) -> None:
+        self._library = library
+        self._source = source
+        self._matrices: list[tuple[NDArray[np.uint8], int, int]] = []
+
+    def blocks(self, *names: str) -> tuple[NDArray[np.uint8], int]:
+        """Blocks of several matrices, one under the other, and their bits. Raises `ModelLoadError`."""
+        parts = [self._stored(f"{name}.weight") for name in names]
+        if None in parts or len({part[1] for part in parts if part is not None}) > 1:
+            parts = [self._converted(f"{name}.weight") for name in names]
+        found = [part for part in parts if part is not None]
+        return np.ascontiguousarray(np.concatenate([blocks for blocks, _ in found])), found[0][1]
+
+    def pack(self, arena: Arena, blocks: NDArray[np.uint8], bits: int) -> CMatrix:
+        """Blocks (outputs, bytes) into tiles."""
+        outputs, inputs = len(blocks), blocks.shape[1] // BLOCK_BYTES[bits] * GROUP
+        tiles = arena.take(self._library.packed_bytes(outputs, inputs, bits))
+        return self._library.pack(blocks, outputs, inputs, bits, tiles)
+
+    def size_bytes(self, blocks: NDArray[np.uint8], bits: int) -> int:
+        """How much of an arena such blocks take."""
+        inputs = blocks.shape[1] // BLOCK_BYTES[bits] * GROUP
+        size = self._library.packed_bytes(len(blocks), inputs, bits)
+        return -(-size // _LANE_BYTES) * _LANE_BYTES
+
+    def vector(self, name: str) -> NDArray[np.float32]:
+        """A tensor as fp32. Raises `ModelLoadError`."""
+        values: NDArray[np.float32] = self._source.tensor(name).float().contiguous().numpy().copy()
+        return values
+
+    def _stored(self, name: str) -> tuple[NDArray[np.uint8], int] | None:
+        found = self._source.stored(name)
+        if found is None or found[0] not in _KINDS:
+            return None
+        kind, blocks = found
+        if kind == GGMLQuantizationType.Q4_0:
+            blocks = _with_minimum(blocks)
+        bits = _KINDS[GGMLQuantizationType(kind)]
+        _check_finite(name, blocks, bits)
+        return blocks, bits
+
+    def _converted(self, name: str) -> tuple[NDArray[np.uint8], int]:
+        weight = self._source.tensor(name).float().numpy()
+        blocks = quantised_blocks(weight, 8)
+        _check_finite(name, blocks, 8)
+        return blocks, 8
+
+
+def _with_minimum(blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Q4_0 (scale, codes less 8) as Q4_1 (scale, minimum, codes)."""
+    parts = blocks.reshape(len(blocks), -1, 18)
+    scales = np.ascontiguousarray(parts[..., :2]).view(np.float16)
+    least = (scales * np.float16(-8)).view(np.uint8)
+    return np.concatenate((parts[..., :2], least, parts[..., 2:]), axis=-1).reshape(len(blocks), -1)
+
+
+def _check_finite(name: str, blocks: NDArray[np.uint8], bits: int) -> None:
+    """A scale that is no number would spoil every row. Raises `ModelLoadError`."""
+    parts = blocks.reshape(len(blocks), -1, BLOCK_BYTES[bits])
+    halves = np.ascontiguousarray(parts[..., : 4 if bits == 4 else 2]).view(np.float16)
+    if not np.isfinite(halves).all():
+        raise ModelLoadError(f"tensor {name!r} holds numbers that are not finite")
+
+
+def dequantised(blocks: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
+    """What the blocks stand for, as floats: for tests."""
+    kind: Any = GGMLQuantizationType.Q4_1 if bits == 4 else GGMLQuantizationType.Q8_0
+    values: NDArray[np.float32] = quants.dequantize(blocks, kind)
+    return values
