@@ -86,8 +86,8 @@ class BatchBuilder:
 
     def build(self, schedule: Schedule) -> Iterator[Batch]:
         """The tiles of one step, to be run in order."""
-        wanted = _wanted(schedule)
-        for pieces in self._tiles(_merged(schedule)):
+        wanted = wanted_rows(schedule)
+        for pieces in self._tiles(merged(schedule)):
             yield self._batch(pieces, wanted)
 
     def _tiles(self, runs: Iterable[tuple[Sequence, int, int]]) -> Iterator[list[Piece]]:
@@ -171,7 +171,7 @@ def _attention_key(piece: Piece) -> tuple[int, int]:
     return piece.rows, piece.keys
 
 
-def _merged(schedule: Schedule) -> Iterator[tuple[Sequence, int, int]]:
+def merged(schedule: Schedule) -> Iterator[tuple[Sequence, int, int]]:
     """Half-open runs (sequence, start, stop): adjoining spans of one sequence are one run."""
     current: tuple[Sequence, int, int] | None = None
     for span in schedule.spans:
@@ -185,7 +185,7 @@ def _merged(schedule: Schedule) -> Iterator[tuple[Sequence, int, int]]:
         yield current
 
 
-def _wanted(schedule: Schedule) -> dict[tuple[int, int], int]:
+def wanted_rows(schedule: Schedule) -> dict[tuple[int, int], int]:
     """(sequence, position) of each row whose logits are wanted -> number of its logits row."""
     sampled = (span for span in schedule.spans if span.sample)
     return {(id(span.sequence), span.stop - 1): number for number, span in enumerate(sampled)}

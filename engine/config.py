@@ -105,6 +105,11 @@ class EngineConfig:
     dtype: str = _option(
         _one_of("auto", "float32", "bfloat16"), "auto", "of weights and activations"
     )
+    kernels: str = _option(
+        _one_of("auto", "native", "torch"),
+        "auto",
+        "what multiplies; native: C for CPUs, weights in 4 or 8 bits; auto: native where it serves",
+    )
     kv_dtype: str = _option(
         _one_of("auto", "bf16", "fp8"),
         "auto",

@@ -16,19 +16,30 @@ import platform
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
 from engine.kv.blob import fingerprint_of
-from engine.kv.cache import KvCache
+from engine.kv.layout import KvLayout
 
 _ENGINE: Final = Path(__file__).parent
 _COMPUTING: Final = ("models", "weights", "kv", "native", "batch.py", "runner.py")
 _SOURCES: Final = frozenset({".py", ".c", ".h", ".cpp"})
 
 
-def block_fingerprint(root: str, cache: KvCache, *, tiles: str) -> bytes:
+class Kept(Protocol):
+    """A pool, as far as its bits go."""
+
+    layout: KvLayout
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def block_fingerprint(root: str, cache: Kept, *, tiles: str) -> bytes:
     """32 bytes; `root` names model, rope and attention, `tiles` the shapes that arithmetic runs in."""
     return fingerprint_of(
         [

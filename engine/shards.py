@@ -269,7 +269,7 @@ def main(arguments: Sequence[str]) -> int:
 
     0 when rank 0 has ended, 78 when this part cannot be loaded (one line says why), 70 for the rest.
     """
-    from engine.loading import load_part  # noqa: PLC0415 -- which imports this module
+    from engine.kernels import load_part  # noqa: PLC0415 -- which imports this module
 
     rank, meeting, parent = int(arguments[0]), arguments[1], int(arguments[2])
     try:

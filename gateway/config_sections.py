@@ -144,6 +144,7 @@ class Engine(Section):
     model: Text = "smollm2-135m-instruct"
     device: Annotated[str, one_of(("auto", "cpu", "cuda"), later=())] = "auto"
     dtype: Annotated[str, one_of(("auto", "float32", "bfloat16"), later=("float16",))] = "auto"
+    kernels: Annotated[str, one_of(("auto", "native", "torch"), later=())] = "auto"
     kv_dtype: Annotated[str, one_of(("auto", "bf16", "fp8"), later=())] = "auto"
     mla: Annotated[str, one_of(("auto", "naive", "absorb"), later=())] = "auto"
     max_model_len: Annotated[ContextTokens, Field(ge=1)] = 8192

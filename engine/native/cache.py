@@ -41,15 +41,14 @@ class NativeCache:
         layers[:, 1].reshape(-1, shape.heads, tokens, shape.key_dim)[:, :, offset] = 0
 
     def export_block(self, block: int) -> memoryview:
-        """A block's bytes; a view, valid until it is written again."""
-        return memoryview(self.data[block]).cast("B")
+        """A copy of a block, all layers: `layout.block_bytes` opaque bytes."""
+        return memoryview(self.data[block].copy()).cast("B")
 
     def import_block(self, block: int, blob: bytes | bytearray | memoryview) -> None:
-        """Write a block's bytes. Raises `ValueError` for another number of them."""
+        """Put back what `export_block` of a pool of this layout gave."""
+        assert len(blob) == self.layout.block_bytes, "a block of another layout"
         self.data[block] = np.frombuffer(blob, np.uint16)
 
     def __repr__(self) -> str:
         tokens = self.layout.block_tokens
-        return (
-            f"NativeCache({self.blocks} blocks x {tokens} tokens, {self.nbytes / 2**20:.0f} MiB)"
-        )
+        return f"NativeCache({self.blocks} blocks x {tokens} tokens, {self.nbytes / 2**20:.0f} MiB)"

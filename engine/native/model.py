@@ -16,7 +16,8 @@ from engine.native.build import NoNativeError
 from engine.native.cache import NativeCache
 from engine.native.library import CCall, CLayer, CMatrix, CShape, Library, address
 from engine.native.plain import GROUP
-from engine.native.weights import Arena, Packer, Source
+from engine.native.weights import Arena, Packer
+from engine.weights.build import Source
 
 MOST_ROWS = 512
 """Rows of one call; more are several calls."""
@@ -55,31 +56,67 @@ class Weights:
 
 def read(library: Library, source: Source) -> Weights:
     """Pack a source's tensors. Raises `ModelLoadError`, naming the tensor."""
-    config = source.config
-    packer = Packer(library, source)
-    names = [_matrices(number) for number in range(config.layers)]
-    blocks = [{part: packer.blocks(*of) for part, of in one.items()} for one in names]
-    top = {"embedding": packer.blocks("model.embed_tokens")}
-    if not config.tied:
-        top["head"] = packer.blocks("lm_head")
-    everything = [*top.values(), *(found for one in blocks for found in one.values())]
-    arena = Arena(sum(packer.size_bytes(*found) for found in everything))
-    kept: list[Any] = [arena]
-    layers = (CLayer * config.layers)()
-    for number, one in enumerate(blocks):
-        layers[number] = _layer(packer, arena, config, number, one, kept)
-    packed = {name: packer.pack(arena, *found) for name, found in top.items()}
-    cosine, sine = _turns(config)
-    return Weights(
-        config=config,
-        layers=layers,
-        embedding=packed["embedding"],
-        head=packed.get("head", packed["embedding"]),
-        final_norm=packer.vector("model.norm.weight"),
-        cosine=cosine,
-        sine=sine,
-        kept=tuple(kept),
-    )
+    return _Reading(library, source).weights()
+
+
+class _Reading:
+    """Names to C's structures: first all blocks, then one arena that has room for their tiles."""
+
+    def __init__(self, library: Library, source: Source) -> None:
+        self.config = source.config
+        self.packer = packer = Packer(library, source)
+        layers = range(source.config.layers)
+        self.layers = [
+            {part: packer.blocks(*of) for part, of in _matrices(number).items()}
+            for number in layers
+        ]
+        self.top = {"embedding": packer.blocks("model.embed_tokens")}
+        if not source.config.tied:
+            self.top["head"] = packer.blocks("lm_head")
+        everything = [*self.top.values(), *(found for one in self.layers for found in one.values())]
+        self.arena = Arena(sum(packer.size_bytes(*found) for found in everything))
+        self.kept: list[Any] = [self.arena]
+
+    def weights(self) -> Weights:
+        config = self.config
+        layers = (CLayer * config.layers)()
+        for number in range(config.layers):
+            layers[number] = self._layer(number)
+        packed = {name: self.packer.pack(self.arena, *found) for name, found in self.top.items()}
+        cosine, sine = _turns(config)
+        return Weights(
+            config=config,
+            layers=layers,
+            embedding=packed["embedding"],
+            head=packed.get("head", packed["embedding"]),
+            final_norm=self.packer.vector("model.norm.weight"),
+            cosine=cosine,
+            sine=sine,
+            kept=tuple(self.kept),
+        )
+
+    def _layer(self, number: int) -> CLayer:
+        at, config = f"model.layers.{number}", self.config
+        blocks = self.layers[number]
+        matrices = {part: self.packer.pack(self.arena, *blocks[part]) for part in _LINEAR}
+        if config.qkv_bias:
+            matrices["qkv"].bias = self._vector(
+                *(f"{at}.self_attn.{part}_proj.bias" for part in "qkv")
+            )
+        if config.out_bias:
+            matrices["out"].bias = self._vector(f"{at}.self_attn.o_proj.bias")
+        return CLayer(
+            self._vector(f"{at}.input_layernorm.weight"),
+            self._vector(f"{at}.post_attention_layernorm.weight"),
+            self._vector(f"{at}.self_attn.q_norm.weight") if config.head_norms else None,
+            self._vector(f"{at}.self_attn.k_norm.weight") if config.head_norms else None,
+            *(matrices[part] for part in _LINEAR),
+        )
+
+    def _vector(self, *names: str) -> int | None:
+        """Where a tensor's floats lie, or several tensors' one after the other."""
+        self.kept.append(np.concatenate([self.packer.vector(name) for name in names]))
+        return address(self.kept[-1])
 
 
 def _matrices(number: int) -> dict[str, tuple[str, ...]]:
@@ -91,37 +128,6 @@ def _matrices(number: int) -> dict[str, tuple[str, ...]]:
         "up": (f"{at}.mlp.up_proj",),
         "down": (f"{at}.mlp.down_proj",),
     }
-
-
-def _layer(
-    packer: Packer,
-    arena: Arena,
-    config: ModelConfig,
-    number: int,
-    blocks: dict[str, tuple[NDArray[np.uint8], int]],
-    kept: list[Any],
-) -> CLayer:
-    at = f"model.layers.{number}"
-
-    def vector(name: str, *, there: bool = True) -> NDArray[np.float32] | None:
-        values = packer.vector(f"{at}.{name}") if there else None
-        kept.append(values)
-        return values
-
-    norms, biased = config.head_norms, config.qkv_bias
-    matrices = {part: packer.pack(arena, *blocks[part]) for part in _LINEAR}
-    if biased:
-        biases = [packer.vector(f"{at}.self_attn.{part}_proj.bias") for part in "qkv"]
-        kept.append(np.concatenate(biases))
-        matrices["qkv"].bias = address(kept[-1])
-    matrices["out"].bias = address(vector("self_attn.o_proj.bias", there=config.out_bias))
-    return CLayer(
-        address(vector("input_layernorm.weight")),
-        address(vector("post_attention_layernorm.weight")),
-        address(vector("self_attn.q_norm.weight", there=norms)),
-        address(vector("self_attn.k_norm.weight", there=norms)),
-        *(matrices[part] for part in _LINEAR),
-    )
 
 
 def _turns(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from engine.native.library import CCall, address
 from engine.native.model import MOST_ROWS, NativeModel
 from engine.request import NonFiniteError, Sequence
 from engine.scheduler import Schedule
+from engine.speculation import RowCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class NativeRunner:
     """
 
     exact = True
+    row_cost = RowCost(fixed=2.5)  # measured: loadtest/results/native.md
 
     def __init__(
         self,
@@ -66,9 +69,9 @@ class NativeRunner:
             bad += self._run(pieces, wanted, logits)
         if bad:
             raise NonFiniteError(bad)
-        if not np.isfinite(logits.sum(axis=-1)).all():
+        if not bool(np.isfinite(logits.sum(axis=-1)).all()):
             sampled = [span.sequence for span in schedule.spans if span.sample]
-            fine = np.isfinite(logits).all(axis=-1).tolist()
+            fine = [bool(np.isfinite(row).all()) for row in logits]
             raise NonFiniteError(one for one, good in zip(sampled, fine, strict=True) if not good)
         return torch.from_numpy(logits)
 
@@ -76,43 +79,27 @@ class NativeRunner:
         self, pieces: list[Piece], wanted: dict[tuple[int, int], int], logits: NDArray[np.float32]
     ) -> list[Sequence]:
         """One call; returns the sequences that have no numbers."""
-        tokens_of = self.cache.layout.block_tokens
-        tables = [piece.sequence.blocks[: -(-piece.stop // tokens_of)] for piece in pieces]
-        positions = [position for piece in pieces for position in range(piece.start, piece.stop)]
-        owners = [(id(piece.sequence), piece) for piece in pieces]
-        rows, numbers = [], []
-        row = 0
-        for name, piece in owners:
-            for position in range(piece.start, piece.stop):
-                number = wanted.get((name, position))
-                if number is not None:
-                    rows.append(row)
-                    numbers.append(number)
-                row += 1
-        ascending = numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
-        first = numbers[0] if numbers else 0
-        made = (
-            logits[first : first + len(numbers)]
-            if ascending
-            else np.empty((len(numbers), logits.shape[1]), np.float32)
-        )
-        bad = np.zeros(row, np.uint8)
-        arrays = (
+        block_tokens = self.cache.layout.block_tokens
+        tables = [piece.sequence.blocks[: -(-piece.stop // block_tokens)] for piece in pieces]
+        places = [(id(p.sequence), at) for p in pieces for at in range(p.start, p.stop)]
+        asked = [(row, wanted[place]) for row, place in enumerate(places) if place in wanted]
+        made = np.empty((len(asked), logits.shape[1]), np.float32)
+        bad = np.zeros(len(places), np.uint8)
+        arrays: tuple[NDArray[Any], ...] = (
             _ints(chain.from_iterable(p.sequence.tokens[p.start : p.stop] for p in pieces)),
-            _ints(positions),
+            _ints(at for _, at in places),
             _offsets(piece.stop - piece.start for piece in pieces),
             _offsets(map(len, tables)),
             _ints(chain.from_iterable(tables)),
-            _ints(rows),
+            _ints(row for row, _ in asked),
             made,
             bad,
         )
-        call = CCall(row, len(pieces), len(rows), *map(address, arrays))
+        call = CCall(len(places), len(pieces), len(asked), *(address(one) for one in arrays))
         began = self._clock_ns()
         waited = self.model.forward(call, threads=self.crowd.next())
         self.crowd.learn(waited_ns=waited, took_ns=self._clock_ns() - began)
-        if not ascending:
-            logits[numbers] = made
+        logits[[number for _, number in asked]] = made
         return self._expelled(pieces, bad) if bad.any() else []
 
     def _expelled(self, pieces: list[Piece], bad: NDArray[np.uint8]) -> list[Sequence]:
@@ -146,11 +133,11 @@ def _calls(schedule: Schedule) -> Iterator[list[Piece]]:
         yield pieces
 
 
-def _ints(values: object) -> NDArray[np.int32]:
-    return np.fromiter(values, np.int32)  # type: ignore[call-overload, no-any-return]  # any iterable
+def _ints(values: Iterable[int]) -> NDArray[np.int32]:
+    return np.fromiter(values, np.int32)
 
 
-def _offsets(lengths: object) -> NDArray[np.int32]:
+def _offsets(lengths: Iterable[int]) -> NDArray[np.int32]:
     """0 and the running sums: where each run begins, and the end."""
     counts = _ints(lengths)
     offsets = np.zeros(len(counts) + 1, np.int32)

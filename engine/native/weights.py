@@ -1,24 +1,23 @@
 """Which tensors of a file go into the native model as they are, and which are brought into 8 bits.
 
-    Q4_1, Q8_0     as the file has them
-    Q4_0           as Q4_1 with the minimum -8 scales: the same numbers
-    anything else  as Q8_0 (groups of 32, the largest is 127): bfloat16 and float32 checkpoints
+Q4_1, Q8_0     as the file has them
+Q4_0           as Q4_1 with the minimum -8 scales: the same numbers
+anything else  as Q8_0 (groups of 32, the largest is 127): bfloat16 and float32 checkpoints
 """
 
 from __future__ import annotations
 
 import mmap
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
-from torch import Tensor
 
 from engine.errors import ModelLoadError
-from engine.models.config import ModelConfig
 from engine.native.library import CMatrix, Library
 from engine.native.plain import BLOCK_BYTES, GROUP, quantised_blocks
+from engine.weights.build import Source, checked_shape, checked_shapes
 
 _HUGE_BYTES = 2 << 20
 _LANE_BYTES = 64
@@ -27,18 +26,6 @@ _KINDS = {
     GGMLQuantizationType.Q4_0: 4,
     GGMLQuantizationType.Q8_0: 8,
 }
-
-
-class Source(Protocol):
-    """A model's file or folder."""
-
-    config: ModelConfig
-
-    def tensor(self, name: str) -> Tensor:
-        """A tensor as floats. Raises `ModelLoadError`."""
-
-    def stored(self, name: str) -> tuple[int, NDArray[np.uint8]] | None:
-        """(GGML type, rows of blocks) of a quantised matrix in Hugging Face's layout, or None."""
 
 
 class Arena:
@@ -60,12 +47,12 @@ class Arena:
 
 
 class Packer:
-    """Puts a source's matrices into an arena; keeps nothing of the source."""
+    """Puts a source's matrices into an arena. Raises `ModelLoadError` if its names are others."""
 
     def __init__(self, library: Library, source: Source) -> None:
         self._library = library
         self._source = source
-        self._matrices: list[tuple[NDArray[np.uint8], int, int]] = []
+        self._shapes = checked_shapes(source)
 
     def blocks(self, *names: str) -> tuple[NDArray[np.uint8], int]:
         """Blocks of several matrices, one under the other, and their bits. Raises `ModelLoadError`."""
@@ -89,7 +76,9 @@ class Packer:
 
     def vector(self, name: str) -> NDArray[np.float32]:
         """A tensor as fp32. Raises `ModelLoadError`."""
-        values: NDArray[np.float32] = self._source.tensor(name).float().contiguous().numpy().copy()
+        found = self._source.tensor(name)
+        checked_shape(self._source, name, tuple(found.shape), self._shapes)
+        values: NDArray[np.float32] = found.float().contiguous().numpy().copy()
         return values
 
     def _stored(self, name: str) -> tuple[NDArray[np.uint8], int] | None:
@@ -100,12 +89,13 @@ class Packer:
         if kind == GGMLQuantizationType.Q4_0:
             blocks = _with_minimum(blocks)
         bits = _KINDS[GGMLQuantizationType(kind)]
+        inputs = blocks.shape[1] // BLOCK_BYTES[bits] * GROUP
+        checked_shape(self._source, name, (len(blocks), inputs), self._shapes)
         _check_finite(name, blocks, bits)
         return blocks, bits
 
     def _converted(self, name: str) -> tuple[NDArray[np.uint8], int]:
-        weight = self._source.tensor(name).float().numpy()
-        blocks = quantised_blocks(weight, 8)
+        blocks = quantised_blocks(self.vector(name), 8)
         _check_finite(name, blocks, 8)
         return blocks, 8
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.errors import ModelLoadError
@@ -32,6 +34,9 @@ class Source(Protocol):
     def tensor(self, name: str) -> Tensor:
         """A tensor as stored. Raises `ModelLoadError`."""
 
+    def stored(self, name: str) -> tuple[int, NDArray[np.uint8]] | None:
+        """(GGML type, rows of blocks) of a quantised matrix, or None where it is kept as numbers."""
+
 
 _BY_ROW = ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj", "gate_proj", "up_proj")
 _BY_COLUMN = ("o_proj", "down_proj")
@@ -46,6 +51,15 @@ def build(
     sharding: Sharding | None = None,
 ) -> Network:
     """The network of a source, or this rank's part of it. Raises `ModelLoadError` naming a tensor that is missing or not right."""
+    shapes = checked_shapes(source)
+    with torch.inference_mode():
+        return _Builder(
+            source, shapes, device=device, dtype=dtype, mla=mla, sharding=sharding
+        ).network()
+
+
+def checked_shapes(source: Source) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a source's tensors. Raises `ModelLoadError` if its names are others."""
     shapes = tensor_shapes(source.config)
     surplus = sorted(source.names - shapes.keys())
     if surplus:
@@ -54,10 +68,17 @@ def build(
     missing = sorted(shapes.keys() - source.names)
     if missing:  # before minutes of loading what is there
         raise ModelLoadError(f"{source.path}: tensor {missing[0]!r} is missing")
-    with torch.inference_mode():
-        return _Builder(
-            source, shapes, device=device, dtype=dtype, mla=mla, sharding=sharding
-        ).network()
+    return shapes
+
+
+def checked_shape(
+    source: Source, name: str, found: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises `ModelLoadError` for a tensor of another shape than the model has."""
+    if found != shapes[name]:
+        raise ModelLoadError(
+            f"{source.path}: tensor {name!r} has shape {found}, not {shapes[name]}"
+        )
 
 
 class _Builder:
@@ -83,11 +104,7 @@ class _Builder:
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         found = self.source.tensor(name)
-        if tuple(found.shape) != self.shapes[name]:
-            raise ModelLoadError(
-                f"{self.source.path}: tensor {name!r} has shape {tuple(found.shape)},"
-                f" not {self.shapes[name]}"
-            )
+        checked_shape(self.source, name, tuple(found.shape), self.shapes)
         return self._part(name, found).to(self.device, dtype or self.dtype)
 
     def _part(self, name: str, tensor: Tensor) -> Tensor:

@@ -51,6 +51,17 @@ class GgufFile:
             return _rotary_rows(weight, self.config.kv_heads)
         return weight
 
+    def stored(self, name: str) -> tuple[int, np.ndarray[Any, np.dtype[np.uint8]]] | None:
+        """(GGML type, blocks of each row (outputs, bytes)) of a quantised matrix, or None."""
+        found = self._tensors.get(name)
+        if found is None or len(found.shape) != 2 or found.data.dtype != np.uint8:
+            return None
+        blocks = found.data.view(np.ndarray).reshape(int(found.shape[1]), -1)
+        for part, heads in (("q_proj", self.config.heads), ("k_proj", self.config.kv_heads)):
+            if name.endswith(f"{part}.weight"):
+                blocks = _rotary_rows(torch.from_numpy(blocks.copy()), heads).numpy()
+        return int(found.tensor_type), blocks
+
     def _renamed(self, name: str) -> str:
         try:
             return from_gguf(name)

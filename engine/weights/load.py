@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 
@@ -13,7 +15,7 @@ from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
 from engine.models.network import Network, Sharding
 from engine.text.tokenizer import Tokenizer, from_folder, from_gguf
-from engine.weights.build import build
+from engine.weights.build import Source, build
 from engine.weights.gguf import GgufFile
 from engine.weights.linear import native_bfloat16
 from engine.weights.safetensors import SafetensorsFolder
@@ -21,15 +23,18 @@ from engine.weights.safetensors import SafetensorsFolder
 _READ_BYTES = 1 << 20
 
 
+ModelT = TypeVar("ModelT")
+
+
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
+class LoadedModel(Generic[ModelT]):
     """What a model's files hold, in memory.
 
-    `fingerprint` is a hash of the weights' files and the dtype: keys and values of two models with one
-    fingerprint are the same.
+    `fingerprint` is a hash of the weights' files and of how they are computed with: keys and values of
+    two models with one fingerprint are the same.
     """
 
-    model: Network
+    model: ModelT
     config: ModelConfig
     tokenizer: Tokenizer
     fingerprint: str
@@ -60,13 +65,26 @@ def load(
     dtype: torch.dtype,
     mla: str = "auto",
     sharding: Sharding | None = None,
-) -> LoadedModel:
-    """Load a `.gguf` file, or a folder of config.json, *.safetensors and tokenizer.json.
+) -> LoadedModel[Network]:
+    """Load a `.gguf` file, or a folder of config.json, *.safetensors and tokenizer.json, for torch.
 
     `mla` says what a model with latent attention keeps: `naive`, `absorb` or `auto`; `sharding` which
     part of it this rank holds.
 
     Raises `ModelLoadError`, naming the file and where possible the tensor.
+    """
+
+    def make(source: Source) -> Network:
+        mode = source.config.mla_mode(mla)
+        return build(source, device=device, dtype=dtype, mla=mode, sharding=sharding)
+
+    return load_with(path, make, words=str(dtype))
+
+
+def load_with(path: Path, make: Callable[[Source], ModelT], *, words: str) -> LoadedModel[ModelT]:
+    """Load a model's files, its weights by `make`; `words` say how they are computed with.
+
+    Raises `ModelLoadError`, and what `make` raises.
     """
     if not path.exists():
         raise ModelLoadError(f"{path}: no such file or folder")
@@ -80,19 +98,18 @@ def load(
             source = GgufFile(path)
             tokenizer = pool.submit(from_gguf, source.metadata, path)
             files = [path]
-        digest = pool.submit(_fingerprint, files, dtype)
-        mode = source.config.mla_mode(mla)
-        model = build(source, device=device, dtype=dtype, mla=mode, sharding=sharding)
-        words = tokenizer.result()
-        if words.vocab > source.config.vocab:
+        digest = pool.submit(_fingerprint, files, words)
+        model = make(source)
+        text = tokenizer.result()
+        if text.vocab > source.config.vocab:
             raise ModelLoadError(
-                f"{path}: the tokenizer has {words.vocab} tokens, the model {source.config.vocab}"
+                f"{path}: the tokenizer has {text.vocab} tokens, the model {source.config.vocab}"
             )
-        return LoadedModel(model, source.config, words, digest.result())
+        return LoadedModel(model, source.config, text, digest.result())
 
 
-def _fingerprint(files: list[Path], dtype: torch.dtype) -> str:
-    digest = hashlib.sha256(str(dtype).encode())
+def _fingerprint(files: list[Path], words: str) -> str:
+    digest = hashlib.sha256(words.encode())
     for path in files:
         digest.update(f"\0{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:

@@ -52,9 +52,9 @@ RETRY_FAILED_S: Final = 60.0
 TAIL_BYTES: Final = 4096
 LONGEST_LINE: Final = 300
 PASSED_ON: Final = (
-    "model", "device", "dtype", "kv_dtype", "mla", "max_model_len", "prefix_cache", "block_tokens",
-    "kv_memory", "kv_host_memory", "kv_disk.path", "kv_disk.max", "tensor_parallel", "threads",
-    "chunk_tokens", "max_sequences", "speculate_tokens", "max_waiting",
+    "model", "device", "dtype", "kernels", "kv_dtype", "mla", "max_model_len", "prefix_cache",
+    "block_tokens", "kv_memory", "kv_host_memory", "kv_disk.path", "kv_disk.max", "tensor_parallel",
+    "threads", "chunk_tokens", "max_sequences", "speculate_tokens", "max_waiting",
 )  # fmt: skip
 SHOW_CURSOR: Final = b"\x1b[?25h"
 ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

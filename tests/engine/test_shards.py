@@ -128,7 +128,7 @@ def test_a_rank_takes_the_flags_alone_and_says_why_it_cannot_load(
         seen.append((config, rank, meeting))
         raise ModelLoadError("the file is cut short")
 
-    monkeypatch.setattr("engine.loading.load_part", load_part)
+    monkeypatch.setattr("engine.kernels.load_part", load_part)
     monkeypatch.setenv("KVGATE_ENGINE__PREFIX_CACHE", "0")
     config = parse_config(["--prefix-cache=1", "--tensor-parallel=2"], os.environ)
     assert main(["1", "/meeting", str(os.getppid()), *as_flags(config)]) == 78

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from engine import request
+from engine.kernels import kv_element
 from engine.kv.cache import KvCache
 from engine.kv.layout import KvLayout
-from engine.loading import kv_element
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import Runner
 from engine.scheduler import Schedule, Span
