@@ -21,6 +21,7 @@ from engine import request
 from engine.kernels import kv_element
 from engine.kv.cache import KvCache
 from engine.kv.layout import KvLayout
+from engine.models.network import Network
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import Runner
 from engine.scheduler import Schedule, Span
@@ -54,7 +55,9 @@ def main() -> None:
         print(row(runner, options.runs), flush=True)
 
 
-def make_runner(loaded: LoadedModel, dtype: torch.dtype, tile: int, *, alone: bool) -> Runner:
+def make_runner(
+    loaded: LoadedModel[Network], dtype: torch.dtype, tile: int, *, alone: bool
+) -> Runner:
     layout = KvLayout(
         layers=loaded.config.layers,
         shape=loaded.model.kv_shape,

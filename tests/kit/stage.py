@@ -12,6 +12,7 @@ from engine import request
 from engine.kernels import kv_element
 from engine.kv.cache import KvCache
 from engine.kv.layout import KvLayout
+from engine.models.network import Network
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import Runner
 from engine.scheduler import Schedule, Span
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 class Stage:
     """A loaded model with a runner; blocks are handed out by the test."""
 
-    loaded: LoadedModel
+    loaded: LoadedModel[Network]
     runner: Runner
 
     @property
