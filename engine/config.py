@@ -50,6 +50,17 @@ def _whole(low: int, high: int = 2**31) -> Callable[[str], int]:
     return parse
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share <= 1.0:  # false for NaN as well
+        message = "must be a number from 0 to 1"
+        raise ValueError(message)
+    return share
+
+
 def _power_of_two(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         number = _whole(low, high)(text)
@@ -145,6 +156,9 @@ class EngineConfig:
         _whole(0, 64), 8, "guesses checked beside a token, at most; the answer is the same. 0: none"
     )
     max_waiting: int = _option(_whole(0), 512, "that may wait; more are answered 503")
+    verify_share: float = _option(
+        _share, 0.0, "of calls that reused KV: computed again behind them without, and compared"
+    )
     host: str = _option(_text, "127.0.0.1", "address to listen on")
     port: int = _option(_whole(0, 65535), 8081, "0: the system chooses, see --port-file")
     port_file: str | None = _option(_text, None, "written with the port once the server listens")

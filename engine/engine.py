@@ -103,6 +103,7 @@ class Engine(Generic[LogitsT]):
         self._rows = self._generated = self._finished = 0
         self.latency = Latency()
         self.prefill_rate = PrefillRate()
+        self.witness: Callable[[Schedule, LogitsT], None] | None = None  # sees each step (`verify`)
 
     # -- the step --------------------------------------------------------------------------------
 
@@ -127,6 +128,8 @@ class Engine(Generic[LogitsT]):
             events = self._step_failed(schedule, error)
         else:
             self._failed_in_a_row = 0
+            if self.witness is not None:
+                self.witness(schedule, logits)
             ended = self._clock()
             self.prefill_rate.saw(schedule.prefill_rows, seconds=ended - began)
             if self.scheduler.tiers is not None:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from engine.config import EngineConfig
 from engine.engine import Engine
@@ -22,6 +23,7 @@ from engine.kv.tiers import Tiers
 from engine.sampler import Sampler
 from engine.scheduler import Limits, Scheduler
 from engine.service import Service
+from engine.verify import Verifier, Witness
 
 _log = logging.getLogger("engine")
 
@@ -31,10 +33,11 @@ def make_service(
     *,
     wall_clock: Callable[[], float],
     on_fatal: Callable[[str], None],
+    draw: Callable[[], float] = lambda: 1.0,
 ) -> Service:
     """Load the model and build everything around it. The engine's thread is not started yet.
 
-    Raises `ModelLoadError` and `ConfigError`, each with one readable line.
+    `draw` is chance in [0, 1). Raises `ModelLoadError` and `ConfigError`, each with one readable line.
     """
     began = time.monotonic()
     made = make(config, on_fatal=on_fatal)
@@ -66,6 +69,8 @@ def make_service(
         on_fatal=on_fatal,
         sharded=config.tensor_parallel > 1,
     )
+    witness = Witness(cache.export_block, _logits_row, block_tokens=config.block_tokens)
+    verifier = Verifier(engine, witness, exact=runner.exact, share=config.verify_share, draw=draw)
     _log.info("loaded %s in %.1f s: %r", config.model, time.monotonic() - began, runner)
     return Service(
         engine,
@@ -89,7 +94,13 @@ def make_service(
             "exact_decode": runner.exact,
             "prefix_cache": config.prefix_cache,
         },
+        verifier=verifier,
     )
+
+
+def _logits_row(logits: Any, row: int) -> bytes:
+    found: bytes = logits[row].cpu().numpy().tobytes()
+    return found
 
 
 def _tiers(

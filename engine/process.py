@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import signal
 import sys
 import threading
@@ -128,6 +129,7 @@ class Server:
                 self._config,
                 wall_clock=time.time,  # noqa: TID251 - this is the engine's composition root
                 on_fatal=self._fatal,
+                draw=random.random,  # noqa: TID251 - as above: chance comes from here
             )
         except StartError as error:
             self._failure = error

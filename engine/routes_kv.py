@@ -20,11 +20,12 @@ from typing import Final
 from aiohttp import web
 
 from engine.api import parse_messages, parse_prompts
+from engine.call import Prompt
 from engine.errors import EngineError
 from engine.fields import Fields
 from engine.kv.events import Page
 from engine.kv_control import KvControl, Quota
-from engine.service import Prompt, Service
+from engine.service import Service
 from engine.wire import SLOT, SSE, answer, event, json_of, kv_headers
 from engine.wishes import (
     MOST_BYTES,

@@ -23,8 +23,9 @@ from aiohttp import web
 from engine import routes_kv
 from engine.answers import Delta
 from engine.api import parse_chat, parse_completion
+from engine.call import Call
 from engine.errors import EngineError, NotReadyError, RequestError
-from engine.service import Call, Service
+from engine.service import Service
 from engine.wire import SLOT, SSE, Slot, answer, event, json_of, kv_headers
 
 __all__ = ["SLOT", "Slot", "make_app"]

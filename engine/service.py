@@ -1,4 +1,4 @@
-"""A call from its judged body to its deltas: text to tokens, requests to the engine, events to text.
+"""A loaded model: a call from its judged body to its deltas, text to tokens and back.
 
     Ask ──prompts──► Prompt ──► GenerationRequest × choices ──Engine──► TokenEvent ──Choice──► Delta
 
@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from engine.answers import Choice, Delta, Kind, Shape, Usage
+from engine.answers import Choice, Kind, Shape, Usage
 from engine.api import Ask, ChatAsk, CompletionAsk
+from engine.call import Call, Prompt, kept_as, max_tokens
 from engine.engine import Engine
 from engine.errors import ContextLengthError, RequestError, UnknownModelError
 from engine.kv.salts import Layered, Salt
 from engine.kv_control import KvControl
-from engine.receipt import Receipt, total
+from engine.receipt import Receipt
 from engine.request import GenerationRequest, SamplingParams
 from engine.stats import stats_of
+from engine.verify import Probe, Verifier
 from engine.wishes import BaseWish, KvWish
 
 _INLINE_CHARS = 4096  # longer texts are made into tokens in a thread: streams must not stall
@@ -55,93 +56,6 @@ class Text(Protocol):
     def token_bytes(self, token: int, *, skip_special: bool = True) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """Token ids, who may share their KV, and the text an `echo` repeats."""
-
-    tokens: tuple[int, ...]
-    salt: Salt = ""
-    text: str = ""
-
-
-class Call:
-    """One call being answered: all its choices of all its prompts."""
-
-    def __init__(
-        self, engine: Engine[Any], shape: Shape, prompts: Sequence[Prompt], ask: Ask
-    ) -> None:
-        self.shape = shape
-        self.prompts = prompts
-        self._engine = engine
-        self._requests: list[GenerationRequest] = []
-        self._choices: dict[str, Choice] = {}
-        for number, prompt in enumerate(prompts):
-            for copy in range(ask.choices):
-                self._add(number * ask.choices + copy, prompt, ask, copy)
-        firsts = [request.id for request in self._requests[:: ask.choices]]
-        self._firsts = [self._choices[name] for name in firsts]
-
-    def _add(self, index: int, prompt: Prompt, ask: Ask, copy: int) -> None:
-        param = "messages" if isinstance(ask, ChatAsk) else "prompt"
-        sampling = _copy_of(ask.sampling, copy)
-        limit = max_tokens(self._engine, len(prompt.tokens), ask.max_tokens, param=param)
-        echo = isinstance(ask, CompletionAsk) and ask.echo
-        request = GenerationRequest(
-            id=f"{self.shape.id}-{index}",
-            prompt=prompt.tokens,
-            sampling=replace(sampling, max_tokens=limit),
-            **kept_as(ask.kv, prompt.salt),
-            reuse=ask.kv.reuse,
-            score_prompt=echo and self.shape.logprobs,
-        )
-        self._requests.append(request)
-        self._choices[request.id] = Choice(
-            index=index,
-            stops=sampling.stop,
-            token_bytes=self.shape.token_bytes,
-            prompt=prompt.tokens,
-            echo=prompt.text if echo else None,
-        )
-
-    @property
-    def indices(self) -> range:
-        return range(len(self._requests))
-
-    def usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=sum(len(prompt.tokens) for prompt in self.prompts),
-            completion_tokens=sum(choice.generated for choice in self._choices.values()),
-            hit_tokens=sum(choice.hit_tokens or 0 for choice in self._firsts),
-        )
-
-    def receipt(self) -> dict[str, Any]:
-        """What became of its prompts' tokens, each prompt once. Known with the first delta."""
-        receipts = [first.receipt for first in self._firsts if first.receipt is not None]
-        return total(receipts).as_json(self._engine.prefill_rate.tokens_per_s)
-
-    async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """Pieces of all choices as they come; the first one not before the reuse is known.
-
-        Raises `GenerationError`, and what `Engine.check` raises. Closing it ends the generation.
-        """
-        ready: list[Delta] = []
-        async with aclosing(self._engine.generate(*self._requests)) as events:
-            async for event in events:
-                choice = self._choices[event.request_id]
-                if choice.ended:
-                    continue  # the rest of what a stop string has cut off
-                new = list(choice.push(event))
-                if event.finish is None and any(delta.finish for delta in new):
-                    self._engine.abort(event.request_id)  # a stop string
-                ready += new
-                if all(first.hit_tokens is not None for first in self._firsts):
-                    for delta in ready:
-                        yield delta
-                    ready.clear()
-                if all(choice.ended for choice in self._choices.values()):
-                    return
-
-
 class Service:
     """A loaded model, ready to answer."""
 
@@ -156,8 +70,10 @@ class Service:
         vocabulary: int | None = None,
         also_named: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
         self.engine = engine
+        self.verifier = verifier
         self.control = KvControl(engine)
         self.text = text
         self.model = model
@@ -181,7 +97,7 @@ class Service:
         self.check_model(ask.model)
         tokens = await self.chat_tokens(ask.messages, tools=ask.tools)
         salt = await self.chat_salt(tokens, ask.messages, ask.kv)
-        return Call(self.engine, self._shape("chat", ask), [Prompt(tokens, salt)], ask)
+        return await self._call("chat", [Prompt(tokens, salt)], ask)
 
     async def completion(self, ask: CompletionAsk) -> Call:
         """Raises `RequestError` for an empty prompt or one that is too long."""
@@ -194,7 +110,17 @@ class Service:
                 text = prompt if isinstance(prompt, str) else self._text_of(tokens)
             salt = await self.prompt_salt(tokens, prompt, ask.kv)
             prompts.append(Prompt(tokens, salt, text))
-        return Call(self.engine, self._shape("completion", ask), prompts, ask)
+        return await self._call("completion", prompts, ask)
+
+    async def _call(self, kind: Kind, prompts: Sequence[Prompt], ask: Ask) -> Call:
+        probes: list[Probe | None] = []
+        if self.verifier is not None and ask.kv.verify and ask.kv.reuse:
+            probes = [
+                await self.verifier.probe(prompt.tokens, prompt.salt, ask.kv.lane)
+                for prompt in prompts
+            ]
+        shape = self._shape(kind, ask)
+        return Call(self.engine, shape, prompts, ask, verifier=self.verifier, probes=probes)
 
     async def chat_tokens(
         self,
@@ -297,7 +223,8 @@ class Service:
 
     def stats(self) -> dict[str, Any]:
         """The state of engine, pool and index as plain JSON."""
-        return stats_of(self.engine, {"model": self.model, **self.facts})
+        stats = stats_of(self.engine, {"model": self.model, **self.facts})
+        return stats if self.verifier is None else {**stats, "verify": self.verifier.stats()}
 
     def token_bytes(self, token: int) -> bytes:
         return self.text.token_bytes(token)
@@ -318,21 +245,6 @@ class Service:
         )
 
 
-def kept_as(wish: KvWish, salt: Salt) -> dict[str, Any]:
-    """What a request says of its KV, as arguments of `GenerationRequest`."""
-    return {
-        "salt": salt,
-        "priority": wish.priority,
-        "ttl_s": wish.ttl_s,
-        "floor": wish.floor,
-        "ceiling": wish.ceiling,
-        "lane": wish.lane,
-        "session": wish.session,
-        "quota_bytes": wish.quota_bytes,
-        "own_salts": wish.own_salts,
-    }
-
-
 def _cut(messages: list[Mapping[str, Any]], base: BaseWish) -> list[Mapping[str, Any]]:
     """The base's messages; the last may go on where the base has ended."""
     if base.characters is None:
@@ -342,26 +254,6 @@ def _cut(messages: list[Mapping[str, Any]], base: BaseWish) -> list[Mapping[str,
         message = "kv.base.characters needs the last message of the base to have a text."
         raise RequestError(message, param="kv.base.characters")
     return [*messages[:-1], {**messages[-1], "content": content[: base.characters]}]
-
-
-def max_tokens(engine: Engine[Any], prompt: int, asked: int | None, *, param: str) -> int:
-    """How many tokens may be generated: what was asked, or what is left.
-
-    Raises `ContextLengthError` naming both numbers when the prompt and what was asked do not fit.
-    """
-    capacity = engine.scheduler.capacity_tokens
-    answer = max(1, capacity - prompt) if asked is None else asked
-    if prompt + answer > capacity:
-        raise ContextLengthError.of(capacity=capacity, prompt=prompt, answer=answer, param=param)
-    return answer
-
-
-def _copy_of(sampling: SamplingParams, copy: int) -> SamplingParams:
-    """Every choice of a seeded call has its own seed, the first the one that was given."""
-    if sampling.seed is None or not copy:
-        return sampling
-    seed = (sampling.seed + copy + 2**63) % 2**64 - 2**63
-    return replace(sampling, seed=seed)
 
 
 def _some(tokens: Sequence[int], param: str) -> tuple[int, ...]:

@@ -157,6 +157,7 @@ class Engine(Section):
     chunk_tokens: Annotated[Whole, Field(ge=16, le=8192)] = 128
     max_sequences: Annotated[Whole, Field(ge=1, le=4096)] = 32
     speculate_tokens: Annotated[Whole, Field(ge=0, le=64)] = 8
+    verify_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_waiting: Annotated[Whole, Field(ge=0)] = 512
     first_token_timeout: LongerThanZero | None = None
     read_timeout: LongerThanZero = 600.0

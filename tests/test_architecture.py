@@ -41,11 +41,12 @@ TORCH_FREE = (
     "engine.kv.layout", "engine.kv.opening", "engine.kv.prefix", "engine.kv.shelf", "engine.kv.stock",
     "engine.kv.tiers", "engine.kv.why", "engine.kv_control", "engine.lanes", "engine.latency", "engine.models.config",
     "engine.models.rope", "engine.plan", "engine.request", "engine.scheduler", "engine.sharing",
-    "engine.spans", "engine.speculation", "engine.text.detokenizer", "engine.weights.config_json",
+    "engine.spans", "engine.speculation", "engine.text.detokenizer", "engine.verify", "engine.weights.config_json",
     "engine.weights.fetch", "engine.weights.shapes",
 )  # fmt: skip
 TESTED_ELSEWHERE = {
     "gateway/__main__.py": "two lines, run by tests/gateway/test_cli.py as a process",
+    "engine/call.py": "tests/engine/test_answers.py and tests/engine/test_service.py, call by call",
     "engine/fields.py": "tests/engine/test_api.py, body by body",
     "engine/wire.py": "tests/engine/test_server.py",
     "engine/__main__.py": "run as a process by tests/scenarios and tests/engine/test_server.py",

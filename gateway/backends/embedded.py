@@ -54,7 +54,8 @@ LONGEST_LINE: Final = 300
 PASSED_ON: Final = (
     "model", "device", "dtype", "kernels", "kv_dtype", "mla", "max_model_len", "prefix_cache",
     "block_tokens", "kv_memory", "kv_host_memory", "kv_disk.path", "kv_disk.max", "tensor_parallel",
-    "threads", "chunk_tokens", "max_sequences", "speculate_tokens", "max_waiting",
+    "threads", "chunk_tokens", "max_sequences", "speculate_tokens", "verify_share",
+    "max_waiting",
 )  # fmt: skip
 SHOW_CURSOR: Final = b"\x1b[?25h"
 ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
