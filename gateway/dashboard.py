@@ -1,9 +1,9 @@
 """What the dashboard shows, computed once for all who look, and only while somebody does.
 
 A *frame* is made every second: the sections that have changed since the one before, encoded once.
-Who comes gets a whole frame, and so does who missed one; everybody else gets the changes. How much
-of the event loop a frame takes is measured, and the next one waits a thousand times as long: that is
-a second on most gateways, more where there are very many kinds of calls to add up.
+Who comes gets a whole frame, and so does who missed one; everybody else gets the changes. What a frame takes of
+the event loop is measured, and the next one is made so late that it is a small share: after a second on
+most gateways, later where there are very many kinds of calls to add up.
 
 While nobody looks, a row is added to the past every ten seconds, for the curves of who comes later.
 """
@@ -22,8 +22,8 @@ from gateway.stats import stats_of
 
 FRAME_S: Final = 1.0
 LONGEST_FRAME_S: Final = 30.0
-SHARE: Final = 0.001
-"""Of the event loop, that frames may take."""
+SHARE: Final = 0.0005
+"""Of the event loop, that adding up and encoding may take; what is around them takes about as much."""
 _log = structlog.get_logger("kvgate")
 
 
@@ -36,7 +36,7 @@ class Slow(Protocol):
 
 
 class Dashboard:
-    """See the module's docstring. ``now`` is unix time, ``clock`` monotonic; ``sleep`` waits by it."""
+    """See the module's docstring. ``now`` is unix time; ``used`` what this thread has used of a core."""
 
     def __init__(
         self,
@@ -44,14 +44,14 @@ class Dashboard:
         numbers: Ask,
         slow: Slow,
         now: Callable[[], float],
-        clock: Callable[[], float],
+        used: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.viewers = 0
         self._numbers = numbers
         self._slow = slow
         self._now = now
-        self._clock = clock
+        self._used = used
         self._sleep = sleep
         self._history = History()
         self._sections: dict[str, bytes] = {}
@@ -154,11 +154,11 @@ class Dashboard:
 
     @contextmanager
     def _measured(self) -> Iterator[None]:
-        began_s = self._clock()
+        began_s = self._used()
         try:
             yield
         finally:
-            self.spent_s += self._clock() - began_s
+            self.spent_s += self._used() - began_s
 
     def __repr__(self) -> str:
         return f"<Dashboard {self.viewers} viewers, frame {self._number}, {self._history!r}>"

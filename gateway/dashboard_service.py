@@ -55,7 +55,7 @@ def open_dashboard(
     *,
     worker: int | None,
     now: Callable[[], float],
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> DashboardService:
     """``now`` is unix time, ``clock`` monotonic, both in seconds; ``sleep`` waits by ``clock``."""
@@ -73,7 +73,7 @@ def open_dashboard(
         now=now,
         clock=clock,
     )
-    dashboard = Dashboard(numbers=numbers, slow=slow, now=now, clock=clock, sleep=sleep)
+    dashboard = Dashboard(numbers=numbers, slow=slow, now=now, used=time.thread_time, sleep=sleep)
     routes = DashboardRoutes(
         authenticator=gateway.authenticator,
         dashboard=dashboard,

@@ -25,8 +25,8 @@ from gateway.warming_job import Job
 from policies.contexts import Terms
 from policies.rules import Rules
 
-SHOWN: Final = 20
-"""Jobs, contexts and conversations; how many more there are is said."""
+SHOWN: Final = 10
+"""Jobs, contexts and conversations, at most."""
 ANSWER_S: Final = 2.0
 """How long a backend or a store may take to be shown."""
 FIRST_S: Final = 0.5
@@ -200,6 +200,11 @@ def kv_use(said: Mapping[str, Any]) -> dict[str, Any]:
         "evictions": said.get("evictions"),
         "running": sequences.get("running"),
         "waiting": sequences.get("waiting"),
+        "below": {
+            name: {"bytes": tier.get("bytes"), "max_bytes": tier.get("max_bytes")}
+            for name, tier in _part(said, "tiers").items()
+            if name != "hot" and isinstance(tier, Mapping) and tier.get("on")
+        },
     }
 
 

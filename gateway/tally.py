@@ -6,9 +6,10 @@ together in ``gateway.savings``.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from operator import add
+from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from policies.outcome import Completed, Errand, Outcome
@@ -132,30 +133,9 @@ class Tally:
 
     def merge(self, other: "Tally") -> None:
         """Take the sums of ``other`` on top."""
-        # One by one takes half as long as a loop over the fields; dashboards add up every second.
-        self.requests += other.requests
-        self.hits += other.hits
-        self.collapsed += other.collapsed
-        self.stale += other.stale
-        self.store_errors += other.store_errors
-        self.tokens_saved += other.tokens_saved
-        self.hit_tokens += other.hit_tokens
-        self.miss_tokens += other.miss_tokens
-        self.completion_tokens += other.completion_tokens
-        self.seconds += other.seconds
-        self.seconds_saved += other.seconds_saved
-        self.money_saved += other.money_saved
-        self.collapsed_tokens += other.collapsed_tokens
-        self.collapsed_money += other.collapsed_money
-        self.within = list(map(add, self.within, other.within))
-
-    def merge_shown(self, other: "Tally") -> None:
-        """As :meth:`merge`, of what :meth:`as_dict` shows and nothing else: a fifth of the time."""
-        self.requests += other.requests
-        self.hits += other.hits
-        self.tokens_saved += other.tokens_saved
-        self.seconds_saved += other.seconds_saved
-        self.money_saved += other.money_saved
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.within = [one + two for one, two in zip(self.within, other.within, strict=True)]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON for ``/v1/cache/stats``."""
@@ -170,6 +150,10 @@ class Tally:
 
 
 _SUMS: Final = tuple(one.name for one in fields(Tally) if one.name != "within")
+_SHOWN: Final = ("requests", "hits", "tokens_saved", "seconds_saved", "money_saved")
+_ROW: Final = attrgetter(*_SUMS)
+_SHOWN_ROW: Final = attrgetter(*_SHOWN)
+Shown = tuple[float, ...]
 
 
 class Views(NamedTuple):
@@ -184,10 +168,7 @@ class Views(NamedTuple):
     @property
     def total(self) -> Tally:
         """The sum of everything."""
-        whole = Tally()
-        for tally in self.levels.values():
-            whole.merge(tally)
-        return whole
+        return _summed([*self.levels.values()])
 
 
 class Statistics:
@@ -256,17 +237,28 @@ class Statistics:
         return sums
 
     def views(self) -> Views:
-        """Sums for each level, whole ones; for the other names of what a tally shows."""
-        views = Views({}, {}, {}, {}, {})
+        """Sums for each level, whole ones; for the other names of what a tally shows.
+
+        As :meth:`by` for each of them says, in a tenth of the time: columns are added up.
+        """
+        levels: defaultdict[str, list[Tally]] = defaultdict(list)
+        others: tuple[defaultdict[str, list[Shown]], ...] = tuple(
+            defaultdict(list) for _ in Views._fields[1:]
+        )
+        tiers, models, tenants, reasons = others
         for (_, level, _, tier, model, tenant, reason), tally in self._groups.items():
-            _at(views.levels, level).merge(tally)
-            _at(views.models, model).merge_shown(tally)
-            _at(views.tenants, tenant).merge_shown(tally)
+            levels[level].append(tally)
+            row = _SHOWN_ROW(tally)
+            models[model].append(row)
+            tenants[tenant].append(row)
             if tier is not None:
-                _at(views.tiers, tier).merge_shown(tally)
+                tiers[tier].append(row)
             if reason is not None:
-                _at(views.reasons, reason).merge_shown(tally)
-        return views
+                reasons[reason].append(row)
+        return Views(
+            {level: _summed(tallies) for level, tallies in levels.items()},
+            *({name: _shown(rows) for name, rows in one.items()} for one in others),
+        )
 
     def of_tenant(self, tenant: str) -> "Statistics":
         """What concerns one tenant alone; errors of the gateway as a whole are not among it."""
@@ -355,11 +347,17 @@ class Statistics:
         return f"<Statistics {whole.requests} requests, {whole.hits} hits, {self.errors} errors>"
 
 
-def _at(tallies: dict[str, Tally], name: str) -> Tally:
-    tally = tallies.get(name)
-    if tally is None:
-        tally = tallies[name] = Tally()
-    return tally
+def _summed(tallies: Sequence[Tally]) -> Tally:
+    """All of them as one."""
+    if not tallies:
+        return Tally()
+    within = map(sum, zip(*(tally.within for tally in tallies), strict=True))
+    return Tally(*map(sum, zip(*map(_ROW, tallies), strict=True)), list(within))
+
+
+def _shown(rows: Sequence[Shown]) -> Tally:
+    """The sums of what :meth:`Tally.as_dict` shows, and of nothing else."""
+    return Tally(**dict(zip(_SHOWN, map(sum, zip(*rows, strict=True)), strict=True)))
 
 
 def dicts(tallies: Iterable[tuple[str, Tally]]) -> dict[str, Any]:

@@ -19,6 +19,10 @@ SHOWN: Final = 20
 """Keys that one process tells another, and the most that are shown."""
 
 
+Place = tuple[str, str]
+"""Tenant and key."""
+
+
 @dataclass(slots=True)
 class KeySums:
     """What one entry's hits saved: seconds and tokens of the original computations."""
@@ -42,7 +46,10 @@ class TopKeys:
 
     def __init__(self, most: int = MAX_KEYS) -> None:
         self._most = most
-        self._sums: dict[tuple[str, str], KeySums] = {}
+        self._sums: dict[Place, KeySums] = {}
+        # The best are kept apart: to find them anew each second would cost more than all else.
+        self._best: dict[Place, KeySums] = {}
+        self._least = 0.0
 
     def note(self, answered: Iterable[Answered]) -> None:
         """Count the hits among settled calls; those that nobody asked for are none."""
@@ -62,13 +69,23 @@ class TopKeys:
             sums.hits += 1
             sums.seconds_saved += visit.cost_s
             sums.tokens_saved += outcome.tokens_saved
+            if sums.seconds_saved >= self._least and place not in self._best:
+                self._rise(place, sums)
         if len(self._sums) > self._most:
             kept = nlargest(self._most // 2, self._sums.items(), key=lambda item: _worth(item[1]))
-            self._sums = dict(kept)
+            self._sums = {**dict(kept), **self._best}
 
-    def best(self, limit: int = SHOWN) -> Sequence[KeySums]:
-        """The keys that saved most seconds, the best first."""
-        return best_of(self._sums.values(), limit)
+    def _rise(self, place: Place, sums: KeySums) -> None:
+        """Among the best, unless it is the least of them. Sums only grow, so none sinks otherwise."""
+        self._best[place] = sums
+        if len(self._best) > SHOWN:
+            worst = min(self._best, key=lambda one: _worth(self._best[one]))
+            del self._best[worst]
+            self._least = min(one.seconds_saved for one in self._best.values())
+
+    def best(self) -> Sequence[KeySums]:
+        """The ``SHOWN`` keys that saved most seconds, the best first."""
+        return best_of(self._best.values())
 
     def __repr__(self) -> str:
         return f"<TopKeys {len(self._sums)}>"
@@ -77,14 +94,14 @@ class TopKeys:
 _worth = attrgetter("seconds_saved", "hits")
 
 
-def best_of(keys: Iterable[KeySums], limit: int = SHOWN) -> Sequence[KeySums]:
+def best_of(keys: Iterable[KeySums]) -> Sequence[KeySums]:
     """Those that saved most seconds, the best first; of equals those read more often."""
-    return nlargest(limit, keys, key=_worth)
+    return nlargest(SHOWN, keys, key=_worth)
 
 
 def together(lists: Iterable[Iterable[KeySums]]) -> Sequence[KeySums]:
     """What several processes said of their best keys, as one list."""
-    sums: dict[tuple[str, str], KeySums] = {}
+    sums: dict[Place, KeySums] = {}
     for one in (key for keys in lists for key in keys):
         held = sums.get((one.tenant, one.key))
         if held is None:

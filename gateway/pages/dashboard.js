@@ -128,6 +128,7 @@ const shows = {
   stats(stats) {
     stat("hit_rate", share(stats.hit_rate));
     stat("requests", count(stats.requests));
+    document.title = stats.requests ? `${share(stats.hit_rate)} hits · kvgate` : "kvgate dashboard";
     const net = stats.savings.net;
     stat("seconds_saved", seconds(net.seconds));
     stat("tokens_saved", count(net.tokens));
@@ -307,6 +308,9 @@ function list(name, items, said = {}) {
   say(empty, said.error ? `Not up to date: ${said.error}` : said.more ? `and ${count(said.more)} more` : empty.dataset.none);
 }
 
+// The tiers of KV below an engine's pool.
+const BELOW = { warm: "host memory", cold: "disk" };
+
 function backend(one) {
   const ailing = one.state !== "up" && one.state !== "not asked yet";
   const engine = one.engine && one.engine !== "ready" ? `, engine ${one.engine}` : "";
@@ -317,6 +321,9 @@ function backend(one) {
   if (kv) {
     if (kv.capacity_tokens !== null) below.push(`KV ${count(kv.held_tokens)} of ${count(kv.capacity_tokens)} tokens`);
     if (kv.used_bytes) below.push(bytes(kv.used_bytes));
+    for (const [name, tier] of Object.entries(kv.below)) {
+      below.push(`${BELOW[name] ?? name} ${bytes(tier.bytes ?? 0)} of ${bytes(tier.max_bytes ?? 0)}`);
+    }
     if (kv.hit_rate !== null) below.push(`${share(kv.hit_rate)} of prompt tokens reused`);
     if (kv.evictions !== null) below.push(`${count(kv.evictions)} blocks evicted`);
     if (kv.running !== null) below.push(`${count(kv.running)} running, ${count(kv.waiting ?? 0)} waiting`);

@@ -44,7 +44,7 @@ class Stage:
             numbers=self.numbers,
             slow=self.slow,
             now=self.clock.now,
-            clock=self.ticking,
+            used=self.ticking,
             sleep=self.sleep,
         )
 

@@ -160,13 +160,20 @@ def test_the_use_of_a_kv_cache_is_read_from_what_an_engine_says() -> None:
         "kv_used_bytes": 4096,
         "hit_rate": 0.5,
         "evictions": 3,
+        "tiers": {
+            "hot": {"on": True, "bytes": 1, "max_bytes": 2},
+            "warm": {"on": True, "bytes": 3, "max_bytes": 4},
+            "cold": {"on": False},
+            "prefill_tokens_per_s": 5.0,
+        },
     }
     assert kv_use(said) == {
         "capacity_tokens": 320, "held_tokens": 192, "used_bytes": 4096, "hit_rate": 0.5,
-        "evictions": 3, "running": 2, "waiting": 1,
+        "evictions": 3, "running": 2, "waiting": 1, "below": {"warm": {"bytes": 3, "max_bytes": 4}},
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("said", [{}, {"blocks": 5}, {"blocks": {"total": "many"}}])
 def test_what_an_engine_does_not_say_is_not_known(said: dict[str, Any]) -> None:
-    assert set(kv_use(said).values()) == {None}
+    assert kv_use(said).pop("below") == {}
+    assert {name for name, value in kv_use(said).items() if value is not None} == {"below"}
