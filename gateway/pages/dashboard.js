@@ -45,7 +45,9 @@ async function connect() {
       headers: headers({ Accept: "text/event-stream" }), cache: "no-store", signal: stream.signal,
     });
     if (response.status === 401 || response.status === 403) {
-      askForKey(sessionStorage.getItem(KEY) ? await refusal(response) : "");
+      const why = sessionStorage.getItem(KEY) ? await refusal(response) : "";
+      sessionStorage.removeItem(KEY);
+      askForKey(why);
       return;
     }
     if (!response.ok) throw new Error(await refusal(response));
@@ -274,7 +276,8 @@ const lists = {
       { title: "Tenant", cell: text((one) => one.tenant) },
       { title: "Open to", cell: text((one) => (one.allowed_users ? `${count(one.allowed_users)} users` : "the whole tenant")) },
       { title: "Priority", cell: text((one) => one.priority) },
-      { title: "Used", num: true, cell: text((one) => `${count(one.used)} times by ${count(one.users)} users`) },
+      { title: "Used", num: true, cell: text((one) => (one.used ? `${count(one.used)} times` : "not yet")) },
+      { title: "Users", num: true, cell: text((one) => count(one.users)) },
       { title: "Time left", num: true, cell: text((one) => seconds(Math.max(0, one.ttl_left_s))) },
     ],
   }),
@@ -331,6 +334,7 @@ function backend(one) {
   return {
     name: one.name,
     said: said.join(", "),
+    tone: ailing || engine || one.error ? "warn" : "",
     part: kv && kv.capacity_tokens ? kv.held_tokens / kv.capacity_tokens : null,
     below: below.filter(Boolean).join(" · "),
   };
@@ -373,6 +377,7 @@ function job(one, td) {
   say(head.firstChild, one.patterns?.join(", ") || one.id);
   say(head.lastChild, ` ${one.status}, begun ${time(one.created_at)}`);
   progress.value = counts.total ? through / counts.total : 1;
+  below.className = counts.failed ? "sub warn" : "sub";
   say(below, `${count(through)} of ${count(counts.total)}: ${count(counts.done)} answered, ` +
     `${count(counts.skipped)} fresh already, ${count(counts.failed)} failed` +
     (whose(one) ? ` · ${one.tenant}` : ""));
@@ -455,9 +460,7 @@ $("login-form").addEventListener("submit", (event) => {
 
 $("sign-out").addEventListener("click", () => {
   sessionStorage.removeItem(KEY);
-  state.stream?.abort();
-  state.sections = {};
-  askForKey("");
+  location.reload(); // with it goes every number that was shown
 });
 
 $("range").addEventListener("change", (event) => {
@@ -475,7 +478,8 @@ const THEMES = ["auto", "light", "dark"];
 
 function theme(name) {
   document.documentElement.dataset.theme = name;
-  say($("theme"), `Theme: ${name}`);
+  say($("theme").lastChild, name);
+  $("theme").setAttribute("aria-label", `Theme: ${name}`);
   for (const chart of [levels, latency]) chart.redraw();
 }
 

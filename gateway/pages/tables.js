@@ -43,7 +43,7 @@ export function keyed(parent, items, { key, make, update }) {
 export function table(box, { caption, columns, key, wide = false }) {
   const body = el("tbody", { role: "rowgroup" });
   const titles = columns.map((column) =>
-    el("th", { role: "columnheader", scope: "col", class: column.num && "num", text: column.title }));
+    el("th", { role: "columnheader", scope: "col", class: kind(column), text: column.title }));
   const whole = el("table", { role: "table", class: wide && "wide" },
     el("caption", { class: "hidden", text: caption }),
     el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, ...titles)),
@@ -55,7 +55,7 @@ export function table(box, { caption, columns, key, wide = false }) {
       key,
       make: () => el("tr", { role: "row" }, ...columns.map((column) => el("td", {
         role: "cell",
-        class: [column.num && "num", column.free && "free"].filter(Boolean).join(" ") || null,
+        class: kind(column),
         "data-label": column.title,
       }))),
       update: (row, item) => {
@@ -64,6 +64,10 @@ export function table(box, { caption, columns, key, wide = false }) {
       },
     });
   };
+}
+
+function kind(column) {
+  return [column.num && "num", column.free && "free"].filter(Boolean).join(" ") || null;
 }
 
 // A cell of plain text.
@@ -97,6 +101,7 @@ export function bars(list, items) {
       const [row, track, below] = node.children;
       say(row.children[0], item.name);
       say(row.children[1], item.said);
+      row.children[1].className = `muted ${item.tone ?? ""}`;
       track.hidden = item.part === null;
       track.firstChild.style.width = `${Math.min(100, 100 * (item.part ?? 0))}%`;
       track.firstChild.hidden = !item.part;

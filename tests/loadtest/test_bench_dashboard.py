@@ -14,4 +14,4 @@ def test_its_configuration_is_valid_and_has_an_admin() -> None:
 def test_what_viewers_cost_is_what_is_more_than_without_them() -> None:
     one = Round(idle_ms=1.5, looked_at_ms={1: 2.0, 10: 3.0}, first_bytes=10, bytes_per_s=5.0)
     assert (one.added(1), one.added(10)) == (0.5, 1.5)
-    assert [column.header for column in shown([one], 8).columns][0] == "viewers"
+    assert next(column.header for column in shown([one], 8).columns) == "viewers"

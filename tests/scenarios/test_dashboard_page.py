@@ -362,6 +362,26 @@ async def test_no_rule_of_accessible_pages_is_broken(browser: Browser, scheme: A
             assert not found.violations_count, found.generate_report()
 
 
+async def test_a_page_that_nobody_sees_lets_the_gateway_go(browser: Browser) -> None:
+    hide = """(hidden) => {
+      Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });
+      document.dispatchEvent(new Event('visibilitychange'));
+    }"""
+    async with serving() as service, looking(browser, service) as page:
+        await page.clock.install()
+        await page.reload()
+        await ready(page)
+        async with page.expect_event("requestfailed") as ended:
+            await page.evaluate(hide, True)
+            await page.clock.fast_forward(10_500)
+        assert (await ended.value).url.endswith("/dashboard/live")
+        await service.chat()
+        await service.settled()
+        async with page.expect_request("**/dashboard/live"):
+            await page.evaluate(hide, False)
+        await stat_is(page, "requests", "1")
+
+
 async def test_a_gateway_that_went_away_is_found_again(browser: Browser) -> None:
     async with serving() as service, looking(browser, service) as page:
         await ready(page)
