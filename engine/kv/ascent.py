@@ -52,6 +52,11 @@ class Part:
     done: bool = False
 
     @property
+    def measures(self) -> bool:
+        """Whether its time says something of its tier: not when it was still waiting to be written."""
+        return self.wrong is None and (self.stock.name == "warm" or self.payload is self.buffer)
+
+    @property
     def usable(self) -> bool:
         """It is there, to the bit, and nobody has invalidated it."""
         return self.done and self.wrong is None and not self.item.gone

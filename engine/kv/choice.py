@@ -52,7 +52,7 @@ class Choice:
             if read_s is None:
                 return True
             load_s += read_s
-        if compute_s is None or load_s < compute_s:
+        if compute_s is None or load_s <= compute_s:  # reading leaves the processor to others
             return True
         for name in blocks:
             self._judge(name, lost=True, now=now)
@@ -83,7 +83,7 @@ class Choice:
             load_s += sum(seconds) + len(seconds) * (self._landing_s.value or 0.0)
         for name in self._reads:
             if reads.get(name) and compute_s is not None:
-                self._judge(name, lost=load_s >= compute_s, now=now)
+                self._judge(name, lost=load_s > compute_s, now=now)
             elif name in probes:
                 self._trials[name].end_probe()
 

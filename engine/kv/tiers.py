@@ -210,7 +210,7 @@ class Tiers:
         """Learn from reads that have ended."""
         reads: dict[Tier, list[float]] = {}
         for part in fetch.parts:
-            if not part.noted and part.wrong is None:  # else another that wanted it too has learned
+            if part.measures and not part.noted:  # else another that wanted it too has learned
                 reads.setdefault(part.stock.name, []).append(part.seconds)
             self._fetcher.judge(part)
         self.choice.learn(reads, compute_s=fetch.compute_s, probes=fetch.probes, now=now)
