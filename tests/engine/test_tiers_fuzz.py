@@ -24,14 +24,21 @@ class Traffic:
 
     def __init__(self, folder: Path, seed: int, *, warm: int, cold: int) -> None:
         self.dice = random.Random(seed)
-        self.folder, self.sizes = folder, {"warm_blocks": warm, "cold_blocks": cold}
+        self.folder, self.warm, self.cold = folder, warm, cold
         self.open: dict[str, tuple[Any, list[int]]] = {}
         self.trunks = [[100 * n + at for at in range(24)] for n in range(1, 4)]
         self.found = self.restarts = self.invalidated = 0
         self.tiered = self.fresh()
 
     def fresh(self) -> Tiered:
-        tiered = Tiered(self.folder, blocks=14, queue_blocks=6, chunk_tokens=8, **self.sizes)
+        tiered = Tiered(
+            self.folder,
+            blocks=14,
+            queue_blocks=6,
+            chunk_tokens=8,
+            warm_blocks=self.warm,
+            cold_blocks=self.cold,
+        )
         tiered.runner.before_step = lambda schedule: tiered.clock.advance(0.01 * schedule.rows)
         tiered.reads.at_once = tiered.writes.at_once = False
         return tiered
@@ -95,8 +102,8 @@ class Traffic:
         self.tiered = self.fresh()
 
     def drain(self) -> None:
+        tiered = self.tiered
         for _ in range(5000):
-            tiered = self.tiered
             tiered.reads.do()
             tiered.writes.do()
             if not self.open:

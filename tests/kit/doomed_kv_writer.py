@@ -26,7 +26,7 @@ SLOTS = 40
 ROOM = SLOTS * (GEOMETRY.slot_bytes + RECORD_BYTES)
 NUMBERS = 100
 """More than there are slots: blocks go all the time."""
-SALTS = ("a", "b")
+SALTS: tuple[str, ...] = ("a", "b")
 PRIORITIES: tuple[Priority, ...] = ("low", "medium", "high")
 
 

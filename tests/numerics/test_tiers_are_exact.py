@@ -63,7 +63,8 @@ class Desk:
         )
         service = make_service(config, wall_clock=time.time, on_fatal=pytest.fail)
         self.engine: Any = service.engine
-        self.scheduler, self.runner = service.engine.scheduler, self.engine.runner
+        self.scheduler: Any = self.engine.scheduler
+        self.runner: Any = self.engine.runner
         self.cache = self.runner.cache
         assert self.scheduler.index.pool.total_blocks == 10
         assert self.runner.exact
