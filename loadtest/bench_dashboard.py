@@ -111,8 +111,8 @@ class Client:
                     talk = {"enabled": True, "cache_key": f"talk-{number}"}
                     await self.ask(0, tenant, f"talk {number}?", talk)
         for number in range(CONTEXTS):
-            wish = {"base_prompt": f"You know book {number}.", "allowed_users": ["ann"]}
-            await self.send("PUT", f"/v1/cache/contexts/book-{number}", wish, ADMIN)
+            book = {"base_prompt": f"You know book {number}.", "allowed_users": ["ann"]}
+            await self.send("PUT", f"/v1/cache/contexts/book-{number}", book, ADMIN)
         for number in range(JOBS):
             asked = {"questions": [f"{number} {n}?" for n in range(20)]}
             await self.send("POST", "/v1/cache/warm", asked, ADMIN)
