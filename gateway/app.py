@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 import aiohttp
 import structlog
@@ -51,6 +51,7 @@ from gateway.routes.explain import Explain
 from gateway.routes.models import Models
 from gateway.routes.ops import Ops
 from gateway.routes.shape import guarded, json_response
+from gateway.stations import Stations, stations
 from gateway.store.sharing import Leases, News, Records
 from gateway.store.tiers import Tiers
 from gateway.together import Together
@@ -59,6 +60,9 @@ from gateway.version import installed_version
 from gateway.warming_service import open_warming
 from gateway.workers.team import Team
 from policies.rules import Rules
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 OPENAI_PREFIXES: Final = ("/v1", "")
 KEEPALIVE_S: Final = 75.0
@@ -87,6 +91,7 @@ class Gateway:
     contexts: Contexts
     metrics: Metrics
     pipeline: Pipeline
+    stations: Stations
     engines: Engines | None
     tasks: Tasks
     draining: asyncio.Event
@@ -104,12 +109,14 @@ async def build(
     clock: Callable[[], float] = time.monotonic,
     log_stream: TextIO | None = None,
     team: Team | None = None,
+    span_exporter: "SpanExporter | None" = None,
 ) -> web.Application:
     """The application. It owns what it builds: its clean-up closes all of it.
 
     ``now`` is unix time, ``clock`` monotonic: what an answer takes is measured by it.
     ``log_stream`` takes the line of each request; standard error unless given. ``team`` are the
-    other workers, if this process is one of several.
+    other workers, if this process is one of several. ``span_exporter`` takes the spans in place of the
+    configured collector.
     """
     rules = config.rules(kv_secret=team.kv_secret if team else None)
     session = aiohttp.ClientSession(
@@ -120,15 +127,9 @@ async def build(
     manner = _manner(config, clock, draw)
     backends = served(config, session, engines, clock)
     router = _router(config, backends, manner, engines=engines, tasks=tasks, team=team)
+    several, news = team is not None, team.news if team else None
     places = await open_places(
-        config,
-        rules,
-        tasks=tasks,
-        now=now,
-        draw=draw,
-        clock=clock,
-        news=team.news if team else None,
-        several=team is not None,
+        config, rules, tasks=tasks, now=now, draw=draw, clock=clock, news=news, several=several
     )
     store = places.tiers
     flights, recall = Flights(tasks), Recall()
@@ -136,7 +137,9 @@ async def build(
     journal = open_journal(config, conversations, log_stream or sys.stderr, router, team, now=now)
     journal.served = recall.served
     traffic = Traffic(places=config.warm.concurrency, clock=time.monotonic)
-    pipeline = Pipeline(
+    worker = team.number if team else None
+    ways = stations(config, worker=worker, exporter=span_exporter)
+    pipeline = ways.pipeline(
         rules=rules,
         store=store,
         flights=flights,
@@ -167,6 +170,7 @@ async def build(
         contexts=_contexts(places, router, rules, tasks, now),
         metrics=_metrics(config, router),
         pipeline=pipeline,
+        stations=ways,
         engines=engines,
         tasks=tasks,
         draining=asyncio.Event(),
@@ -176,7 +180,7 @@ async def build(
     app.cleanup_ctx.append(lambda _: _lifetime(gateway, session, places.close))
     warming = open_warming(gateway, rules, traffic, now=now, clock=clock)
     warming.mount(app)
-    numbers, worker = partial(_numbers, gateway, team), team.number if team else None
+    numbers = partial(_numbers, gateway, team)
     open_dashboard(gateway, rules, warming.jobs, numbers, worker=worker, now=now).mount(app)
     _mount(app, gateway, rules, numbers, worker, now=now, clock=clock)
     return app
@@ -206,7 +210,7 @@ def _mount(
     """The handlers of all routes."""
     authenticator, router, pipeline = gateway.authenticator, gateway.router, gateway.pipeline
     explainer = _explainer(gateway, rules, now)
-    completions = Completions(
+    completions = gateway.stations.completions(
         authenticator=authenticator,
         router=router,
         pipeline=pipeline,
@@ -406,6 +410,7 @@ async def _lifetime(
         async with AsyncExitStack() as last:  # whatever fails here, the engines' children must go
             last.push_async_callback(close_places)
             last.push_async_callback(session.close)
+            last.push_async_callback(gateway.stations.close)
             if gateway.engines is not None:
                 last.push_async_callback(gateway.engines.stop)
             await gateway.tasks.close()

@@ -44,6 +44,7 @@ from gateway.config_sections import (
     Store,
     Tenant,
     Tiers,
+    Tracing,
     Warm,
 )
 from gateway.config_sources import Sources, overlay
@@ -89,6 +90,7 @@ class Config(BaseSettings):
     store: Store = Store()
     journal: JournalFile = JournalFile()
     warm: Warm = Warm()
+    tracing: Tracing = Tracing()
     prices: dict[Text, Price] = Field(default_factory=dict)
     _warnings: tuple[Problem, ...] = PrivateAttr(default=())
 
@@ -221,6 +223,7 @@ def _contradictions(config: Config) -> Iterator[tuple[Where, str]]:
     if not config.engine_enabled() and not config.backends:
         yield ("engine", "enabled"), "false leaves nothing to ask: configure backends"
     yield from _without_redis(config)
+    yield from _without_otel(config)
     yield from _repeated("tenants", [tenant.name for tenant in config.tenants])
     yield from _repeated("backends", [backend.name for backend in config.backends])
     for index, backend in enumerate(config.backends):
@@ -275,6 +278,18 @@ def _without_redis(config: Config) -> Iterator[tuple[Where, str]]:
     elif find_spec("redis") is None:
         message = 'needs the redis extra: pip install "kvgate[redis]"'
         yield ("store", "redis_url"), message
+
+
+def _without_otel(config: Config) -> Iterator[tuple[Where, str]]:
+    if config.tracing.endpoint is not None and not _has_otel():
+        yield ("tracing", "endpoint"), 'needs the otel extra: pip install "kvgate[otel]"'
+
+
+def _has_otel() -> bool:
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:  # nor any package above it
+        return False
 
 
 def _repeated(section: str, names: list[str]) -> Iterator[tuple[Where, str]]:

@@ -302,3 +302,11 @@ class Price(Section):
     miss_per_mtok: Annotated[float, Field(ge=0)]
     hit_per_mtok: Annotated[float, Field(ge=0)]
     output_per_mtok: Annotated[float, Field(ge=0)]
+
+
+class Tracing(Section):
+    """OpenTelemetry spans, and the traces of others."""
+
+    endpoint: BaseUrl | None = None
+    sample: Annotated[float, Field(ge=0, le=1)] = 1.0
+    pass_on: bool = True

@@ -18,7 +18,7 @@ import structlog
 from gateway.analytics import Conversations
 from gateway.config import Config
 from gateway.journal_file import JournalFile
-from gateway.request_log import Answered, RequestLog, Visit
+from gateway.request_log import Answered, RequestLog, Visit, of_trace
 from gateway.store.base import StoreError
 from gateway.tally import Purpose, Statistics
 from gateway.top_keys import TopKeys
@@ -132,12 +132,20 @@ class Journal:
             await asyncio.to_thread(self._file.close)
 
     def refused(
-        self, *, request_id: str, endpoint: str, status: int, code: str, seconds: float
+        self,
+        *,
+        request_id: str,
+        endpoint: str,
+        status: int,
+        code: str,
+        seconds: float,
+        trace_id: str | None = None,
     ) -> None:
         """A call ended in an error."""
         self.statistics.refused(endpoint, status)
         line = {"event": "refused", "id": request_id, "endpoint": endpoint, "status": status}
-        self._log.write([line | {"code": code, "ms": round(seconds * 1000, 2)}])
+        line |= {"code": code, "ms": round(seconds * 1000, 2)}
+        self._log.write([line | of_trace(trace_id)])
 
     def spent(self, errand: Errand, plan: Plan, ending: Completed) -> None:
         """Something was computed that no user waited for."""
@@ -162,10 +170,12 @@ class Journal:
         if not isinstance(error, StoreError):  # those a guard reports, once for all
             _log.warning("answer not stored", error=type(error).__name__, reason=str(error)[:200])
 
-    def left(self, *, request_id: str, endpoint: str, seconds: float) -> None:
+    def left(
+        self, *, request_id: str, endpoint: str, seconds: float, trace_id: str | None = None
+    ) -> None:
         """The client went away before its answer was whole."""
         line = {"event": "left", "id": request_id, "endpoint": endpoint}
-        self._log.write([line | {"ms": round(seconds * 1000, 2)}])
+        self._log.write([line | {"ms": round(seconds * 1000, 2)} | of_trace(trace_id)])
 
     def _count(self, visit: Visit, plan: Plan, outcome: Outcome) -> None:
         level = outcome.level

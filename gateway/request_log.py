@@ -28,7 +28,8 @@ class Visit:
 
     The answer took ``seconds`` now, and ``cost_s`` to compute once. ``outcome`` stays ``None``
     when there was no answer. It was looked up at ``asked_at`` (unix time), as number ``order`` of
-    what the process did; ``entry`` is what was found.
+    what the process did; ``entry`` is what was found. ``trace_id`` is set when the call belongs to a
+    trace.
     """
 
     request_id: str
@@ -43,6 +44,7 @@ class Visit:
     asked_at: float = 0.0
     order: int = 0
     entry: EntryMeta | None = None
+    trace_id: str | None = None
 
 
 class Answered(NamedTuple):
@@ -99,7 +101,13 @@ def fields(answered: Answered) -> dict[str, Any]:
         "saved": outcome.tokens_saved,
         "why": outcome.miss_reason,
         "ms": round(visit.seconds * 1000, 3),
+        **of_trace(visit.trace_id),
     }
+
+
+def of_trace(trace_id: str | None) -> dict[str, str]:
+    """What a line says of the trace that its call belongs to: nothing where there is none."""
+    return {} if trace_id is None else {"trace": trace_id}
 
 
 def console_line(answered: Answered, clock: str, severity: str, end: str = "\n") -> str:
@@ -109,9 +117,10 @@ def console_line(answered: Answered, clock: str, severity: str, end: str = "\n")
     key = f" key={plan.public_key[:12]}" if plan.enabled else ""
     backend = f" backend={_safe(outcome.backend)}" if outcome.backend is not None else ""
     why = f" why={outcome.miss_reason}" if outcome.miss_reason is not None else ""
+    trace = f" trace={visit.trace_id}" if visit.trace_id is not None else ""
     return (
         f"{clock} {severity} request {outcome.status:>3} {outcome.level:<8} {tier:<4} "
         f"{visit.seconds * 1000:>9.3f} id={visit.request_id} endpoint={visit.endpoint}{key} "
         f"tenant={_safe(plan.scope.tenant)} model={_safe(plan.model[:MAX_NAME])}{backend} "
-        f"stream={visit.stream} saved={outcome.tokens_saved}{why}{end}"
+        f"stream={visit.stream} saved={outcome.tokens_saved}{why}{trace}{end}"
     )

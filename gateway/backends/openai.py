@@ -6,10 +6,8 @@ asked for, so that a plain answer comes back byte for byte as the server made it
 """
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import aiohttp
@@ -19,11 +17,13 @@ from gateway.backends.base import Forwarded, KnownPrefix
 from gateway.backends.dialects import Dialect, spoken, usage_of, with_reuse
 from gateway.backends.kv_words import lookup_wish
 from gateway.backends.lanes import Lanes
+from gateway.backends.retry_after import retry_after_s
 from gateway.backends.waits import Timeouts, Waits
 from gateway.chunks import Chunk, Json, Opening, Piece, Whole, well_formed
 from gateway.errors import BackendFault, ClientFault, GatewayError, to_failed
 from gateway.responses import ENDS, is_response, whole_in
 from gateway.sse import EventTooLarge, Parser
+from gateway.trace_context import CURRENT
 from policies.call import Call
 from policies.eviction import Priority
 from policies.outcome import Completed, Ending, Failed, Usage
@@ -42,7 +42,8 @@ _NETWORK_ERRORS: Final = (aiohttp.ClientError, OSError, EventTooLarge)
 class OpenAIBackend:
     """One server, addressed through ``locate``, which raises ``BackendFault`` while it is down.
 
-    ``alone``: one tenant asks it, and nobody else.
+    ``alone``: one tenant asks it, and nobody else. ``passes_trace``: the trace that a call belongs to
+    is told to it.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class OpenAIBackend:
         alone: bool = True,
         timeouts: Timeouts | None = None,
         lanes: Lanes | None = None,
+        passes_trace: bool = True,
     ) -> None:
         self.name = name
+        self._passes_trace = passes_trace
         self._session = session
         self._locate = locate
         self._clock = clock
@@ -108,7 +111,7 @@ class OpenAIBackend:
                 self._session.post(
                     url,
                     data=data,
-                    headers=self._headers,
+                    headers=self._said(),
                     timeout=self._timeout,
                     allow_redirects=False,
                 )
@@ -192,6 +195,10 @@ class OpenAIBackend:
             raise BackendFault(f"{self.name} {complaint}", code="backend_bad_answer")
         return _json_object(self.name, answer.body)
 
+    def _said(self) -> Mapping[str, str]:
+        trace = CURRENT.get() if self._passes_trace else None
+        return self._headers if trace is None else {**self._headers, **trace.headers()}
+
     def _root(self) -> str:
         return self._locate().removesuffix("/v1")
 
@@ -201,7 +208,7 @@ class OpenAIBackend:
                 method,
                 url,
                 data=body or None,
-                headers=self._headers,
+                headers=self._said(),
                 timeout=self._timeout,
                 allow_redirects=False,
             ) as response:
@@ -339,35 +346,10 @@ def _refusal(name: str, response: aiohttp.ClientResponse, raw: bytes) -> Gateway
         code=str((detail or {}).get("code") or "backend_error") if own else "backend_refused",
         status=status,
         param=detail.get("param") if own and isinstance(detail, dict) else None,
-        retry_after_s=_retry_after_s(response.headers),
+        retry_after_s=retry_after_s(response.headers),
         body=body if own else None,
         headers=_passed_back(response.headers),
     )
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """When to come back: in milliseconds (OpenAI's own), in seconds, or as a date (RFC 9110)."""
-    if (wait_ms := _number(headers.get("Retry-After-Ms"))) is not None:
-        return wait_ms / 1000
-    said = headers.get("Retry-After")
-    if said is None:
-        return None
-    if (wait_s := _number(said)) is not None:
-        return wait_s
-    try:
-        then, now = (parsedate_to_datetime(text) for text in (said, headers.get("Date", "")))
-        return max(0.0, (then - now).total_seconds())
-    except (ValueError, TypeError):
-        return None
-
-
-def _number(text: str | None) -> float | None:
-    """``text`` as a number of 0 or more; ``None`` if it is none, or not a finite one."""
-    try:
-        number = float(text or "")
-    except ValueError:
-        return None
-    return max(0.0, number) if math.isfinite(number) else None
 
 
 def _json_object(name: str, raw: bytes) -> Json:

@@ -40,6 +40,7 @@ def served(
                 first_token_s=wish.first_token_timeout,
             ),
             lanes=lanes,
+            passes_trace=config.tracing.pass_on,
         )
         found.append(Served(backend, wish.models, wish.kv_tokens))
     return found
@@ -58,6 +59,7 @@ def _embedded(
             clock=clock,
             dialect="kvgate",
             timeouts=limits,
+            passes_trace=config.tracing.pass_on,
         )
         yield Served(backend, (engine_model(config.engine.model),))
 

@@ -42,6 +42,7 @@ from gateway.routes.shape import (
 )
 from gateway.store.base import Entry
 from gateway.together import Gathered, Together
+from gateway.trace_context import TRACEPARENT, carried
 from policies.call import Call, Endpoint
 from policies.embeddings import is_list
 from policies.keys import Principal
@@ -118,12 +119,18 @@ class Completions:
         """The aiohttp handler of one endpoint."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            return await self._handle(request, endpoint)
+            visit = Visit(request_id_of(request), endpoint, self._clock())
+            if TRACEPARENT not in request.headers:
+                return await self._handle(request, endpoint, visit)
+            with carried(request.headers) as trace:
+                visit.trace_id = None if trace is None else trace.trace_id
+                return await self._handle(request, endpoint, visit)
 
         return handle
 
-    async def _handle(self, request: web.Request, endpoint: Endpoint) -> web.StreamResponse:
-        visit = Visit(request_id_of(request), endpoint, self._clock())
+    async def _handle(
+        self, request: web.Request, endpoint: Endpoint, visit: Visit
+    ) -> web.StreamResponse:
         try:
             principal = self._authenticator.principal(request.headers.get("Authorization"))
             raw = await body_of(request)
@@ -155,6 +162,7 @@ class Completions:
                 request_id=visit.request_id,
                 endpoint=endpoint,
                 seconds=self._clock() - visit.began_s,
+                trace_id=visit.trace_id,
             )
             raise
         except Exception as error:  # noqa: BLE001 - the border: everything becomes an answer here
@@ -339,6 +347,7 @@ class Completions:
             status=error.status,
             code=error.code,
             seconds=self._clock() - visit.began_s,
+            trace_id=visit.trace_id,
         )
 
 

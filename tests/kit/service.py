@@ -149,6 +149,7 @@ async def serving(
     max_concurrency: int | None = None,
     max_waiting: int = 512,
     scripted_durations: bool = False,
+    span_exporter: Any = None,
     **config: Any,
 ) -> AsyncIterator[Service]:
     """A gateway in front of ``upstream`` (a well-behaved one if none is given).
@@ -180,6 +181,7 @@ async def serving(
             draw=lambda: draw,
             clock=clock.monotonic if scripted_durations else time.monotonic,
             log_stream=log,
+            span_exporter=span_exporter,
         )
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1
