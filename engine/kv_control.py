@@ -69,11 +69,17 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What holds now of a prompt and of the salt of its end. `refused_tokens` could not be pinned."""
+    """What holds now of a prompt and of the salt of its end. `refused_tokens` could not be pinned.
+
+    `below` are the tiers of the blocks behind those of the pool. They keep what was wanted of them when
+    they went down, until they come up again.
+    """
 
     tokens: int
     runs: tuple[Run, ...]
     refused_tokens: int
+    below: Sequence[Tier]
+    block_tokens: int
     quota_bytes: int | None
     kept_bytes: int
     now: float
@@ -87,6 +93,9 @@ class Kept:
             "pinned_tokens": pinned,
             "pin_refused_tokens": self.refused_tokens,
             "runs": [run.as_json(now=self.now) for run in self.runs],
+            "below_tokens": {
+                tier: count * self.block_tokens for tier, count in _counted(self.below).items()
+            },
             "quota_bytes": self.quota_bytes,
             "kept_bytes": self.kept_bytes,
         }
@@ -112,14 +121,21 @@ class KvControl:
     ) -> Found:
         """What a request with this prompt would find. Changes nothing."""
 
-        def look(index: PrefixIndex) -> Found:
-            chain = index.chain(tokens, salt)
-            blocks = len(index.match(chain, tokens, salt))
-            why = why_missed(index, chain, tokens, salt, found=blocks, own_salts=own_salts)
-            hot = blocks * index.block_tokens
-            return Found(len(tokens), {"hot": hot, "warm": 0, "cold": 0}, why)
+        now = self._engine.now
 
-        return await self._engine.ask(lambda scheduler: look(scheduler.index))
+        def look(scheduler: Scheduler) -> Found:
+            index = scheduler.index
+            chain = index.chain(tokens, salt)
+            hot = len(index.match(chain, tokens, salt))
+            whole = (len(tokens) - 1) // index.block_tokens
+            below = _below(scheduler, chain[hot:whole], now=now())
+            found = hot + len(below)
+            why = why_missed(index, chain, tokens, salt, found=found, own_salts=own_salts)
+            blocks: dict[Tier, int] = {"hot": hot, **_counted(below)}
+            tiers = {tier: count * index.block_tokens for tier, count in blocks.items()}
+            return Found(len(tokens), tiers, why)
+
+        return await self._engine.ask(look)
 
     async def retain(
         self, tokens: Sequence[int], salt: Salt, wish: Wish, *, quota: Quota | None = None
@@ -127,7 +143,7 @@ class KvControl:
         """Change what is wanted of a prompt's blocks that are there; answers what holds now."""
         now = self._engine.now
         return await self._engine.ask(
-            lambda scheduler: _retain(scheduler.index, tokens, salt, wish, quota, now=now())
+            lambda scheduler: _retain(scheduler, tokens, salt, wish, quota, now=now())
         )
 
     async def invalidate(self, salt: str | None) -> int:
@@ -186,8 +202,17 @@ class KvControl:
                 news.set_result(None)
 
 
+def _below(scheduler: Scheduler, keys: Sequence[bytes], *, now: float) -> list[Tier]:
+    """Where these blocks are below the pool, up to the first that is nowhere."""
+    return [] if scheduler.tiers is None else scheduler.tiers.lookup(keys, now=now)
+
+
+def _counted(tiers: Sequence[Tier]) -> dict[Tier, int]:
+    return {"warm": tiers.count("warm"), "cold": tiers.count("cold")}
+
+
 def _retain(
-    index: PrefixIndex,
+    scheduler: Scheduler,
     tokens: Sequence[int],
     salt: Salt,
     wish: Wish,
@@ -195,6 +220,7 @@ def _retain(
     *,
     now: float,
 ) -> Kept:
+    index = scheduler.index
     own = salt_at(salt, index.pool.total_blocks)
     if quota is not None:
         index.set_quota(own, quota.limit_bytes)
@@ -206,6 +232,8 @@ def _retain(
         tokens=len(tokens),
         runs=_runs(path, index.block_tokens),
         refused_tokens=refused * index.block_tokens,
+        below=_below(scheduler, chain[len(path) :], now=now),
+        block_tokens=index.block_tokens,
         quota_bytes=quotas.limit_bytes(own),
         kept_bytes=quotas.used_bytes(own),
         now=now,

@@ -19,6 +19,11 @@ from gateway.backends.figures import Figures
 
 EngineFamily = CounterMetricFamily | GaugeMetricFamily | InfoMetricFamily | SummaryMetricFamily
 TIERS: Final = ("hot", "warm", "cold")
+CAUSES: Final = ("capacity", "superseded", "ttl", "quota")
+REASONS: Final = (
+    "never_seen", "diverged", "below_one_block", "evicted", "expired", "invalidated", "other_salt",
+    "declined", "reuse_off",
+)  # fmt: skip
 FACTS: Final = ("model", "device", "dtype", "kv_dtype", "mla")
 
 
@@ -56,6 +61,23 @@ ROWS: Final = (
     ),
     Row("generated_tokens", "Tokens of answers.", "counter", _one("tokens.generated")),
     Row("evicted_blocks", "KV blocks evicted to make room.", "counter", _one("evictions")),
+    Row(
+        "evictions", "KV blocks evicted, by what for.", "counter",
+        {cause: f"evicted_by.{cause}" for cause in CAUSES}, "cause",
+    ),
+    Row("broken_pins", "KV blocks evicted though pinned.", "counter", _one("broken_pins")),
+    Row(
+        "missed_prompts", "Prompts not wholly found, by why.", "counter",
+        {reason: f"missed.{reason}" for reason in REASONS}, "reason",
+    ),
+    Row(
+        "prefill_tokens_per_second", "Speed of prompts lately.", "gauge",
+        _one("prefill_tokens_per_s"),
+    ),
+    Row(
+        "verified_prompts", "Prompts computed with and without reuse, by whether both agreed.",
+        "counter", {"all": "verify.verified", "mismatched": "verify.mismatched"}, "kind",
+    ),
     Row("invalidated_blocks", "KV blocks cleared.", "counter", _one("invalidated_blocks")),
     Row(
         "sequences", "Requests that are computed, and that wait for it.", "gauge",

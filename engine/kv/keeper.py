@@ -70,6 +70,9 @@ class Below(Protocol):
     def forget_all(self) -> int:
         """Forget all blocks; how many are not in the pool."""
 
+    def holds(self, key: bytes, /) -> bool:
+        """Whether the block under this key can be had from below."""
+
 
 class Keeper:
     """Keeps the order of what may go. `clock` dates what is told; `now` is the engine's own time."""

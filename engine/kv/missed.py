@@ -2,6 +2,7 @@
 
     below_one_block  the prompt is too short for a whole block (its last token is always computed)
     reuse_off        the request, the engine or the kind of request does not look
+    declined         a tier below the pool has it, and computing it was the cheaper way
     evicted          it was there: `cause` says what took it (capacity, superseded, quota), `ago_s` when
     expired          the same, and its ttl was over
     invalidated      the same, and somebody wished it gone
@@ -30,6 +31,7 @@ Cause = Literal["capacity", "superseded", "ttl", "quota", "invalidated"]
 Reason = Literal[
     "below_one_block",
     "reuse_off",
+    "declined",
     "evicted",
     "expired",
     "invalidated",

@@ -141,6 +141,12 @@ class Tiers:
         """Where the blocks with these keys are below the pool, up to the first that is nowhere."""
         return [stock.name for stock, _ in self._found(keys, now=now)]
 
+    def holds(self, key: bytes) -> bool:
+        """Whether the block with this key is below the pool and worth keeping. Called by the index."""
+        wall = self._wall()
+        items = (stock.shelf.get(key) for stock in self._stocks)
+        return any(item is not None and item.wanted.expires_at > wall for item in items)
+
     def _found(self, keys: Seq[bytes], *, now: float) -> list[tuple[Stock, Item]]:
         wall = self._wall()
         asked = [one for one in self._stocks if self.choice.may_ask(one.name, now=now)]

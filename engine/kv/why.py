@@ -27,6 +27,8 @@ def why_missed(
         return Missed("below_one_block", 0)
     if found >= whole:
         return None
+    if index.below is not None and index.below.holds(chain[found]):
+        return Missed("declined", at)
     keeper = index.keeper
     gone = keeper.forgotten.why(chain[found], at_token=at, now=keeper.clock())
     if gone is not None:

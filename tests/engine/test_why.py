@@ -1,12 +1,14 @@
 """Why a prompt was not found: the truth, and nothing of others."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from engine.kv.blocks import BlockPool
+from engine.kv.keeper import Kept
 from engine.kv.missed import Missed
 from engine.kv.prefix import PrefixIndex
 from engine.kv.salts import Layered, Salt
 from engine.kv.why import why_missed
+from engine.request import Priority
 from tests.kit.holder import P, kept
 
 TOKENS = list(range(1, 14))  # three blocks and a token
@@ -93,3 +95,36 @@ def test_nothing_is_said_of_what_others_asked_under_the_same_base() -> None:
     assert bench.why(other, Layered("base", "ann", 1)) == Missed("diverged", 6)
     assert bench.why(other, Layered("base", "bob", 1)) == Missed("never_seen", 4)
     assert bench.why(other, "base") == Missed("never_seen", 4)
+
+
+class OnDisk:
+    """What is below a pool, as far as it is asked here."""
+
+    def __init__(self) -> None:
+        self.keys: set[bytes] = set()
+
+    def evicted(self, kept: Kept, /, *, now: float) -> None:
+        self.keys.add(kept.identity.key)
+
+    def published(self, key: bytes, priority: Priority, /) -> None:
+        pass
+
+    def forget(self, keys: Collection[bytes], /, *, salt: str | None = None) -> int:
+        self.keys -= {*keys}
+        return 0
+
+    def forget_all(self) -> int:
+        return self.forget(self.keys)
+
+    def holds(self, key: bytes, /) -> bool:
+        return key in self.keys
+
+
+def test_what_lies_below_the_pool_and_was_not_read_was_declined() -> None:
+    bench = Bench(4)
+    bench.index.below = OnDisk()
+    kept(bench.index, TOKENS[:12])
+    bench.index.take(2, now=0.0)
+    assert bench.why() == Missed("declined", 8)
+    bench.index.below.forget_all()
+    assert bench.why() == Missed("evicted", 8, "capacity", 0.0)

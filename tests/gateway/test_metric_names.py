@@ -24,7 +24,7 @@ NO_BASE_UNITS = re.compile(
 )
 RESERVED = ("_count", "_sum", "_bucket", "_created")
 LABELS = {
-    "backend", "device", "dtype", "endpoint", "errand", "kind", "kv_dtype", "le", "level", "mla", "model",
+    "backend", "cause", "device", "dtype", "endpoint", "errand", "kind", "kv_dtype", "le", "level", "mla", "model",
     "reason", "source", "state", "status", "tenant", "tier", "version",
 }  # fmt: skip
 

@@ -20,7 +20,9 @@ KV_STATS: dict[str, Any] = {
         "first_token": {"count": 4, "total_ms": 800.0, "p50_ms": 200.0, "p95_ms": 300.0},
         "inter_token": {"count": 46, "total_ms": 920.0, "p50_ms": 20.0, "p95_ms": 30.0},
     },
-    "evictions": 9, "invalidated_blocks": 3,
+    "evictions": 9, "evicted_by": {"capacity": 6, "quota": 3}, "broken_pins": 1, "invalidated_blocks": 3,
+    "missed": {"never_seen": 4, "diverged": 2}, "prefill_tokens_per_s": 1500.5,
+    "verify": {"verified": 7, "mismatched": 1, "skipped": 2},
     "sequences": {"running": 2, "waiting": 1, "finished": 4, "preempted": 1},
     "steps": 120, "failed_steps": 1, "capacity_tokens": 8192,
     "tiers": {

@@ -21,6 +21,7 @@ TENANTS: list[dict[str, Any]] = [
 BASE = {"role": "system", "content": "You review code with care and patience, line by line. " * 3}
 SECRET = "My password is swordfish, and this is what I would like to know about it, please."
 OPEN = {"enabled": True, "scope": "tenant"}
+BLOCK_BYTES = 2 * 2 * 2 * 16 * 4 * BLOCK  # keys and values, layers, heads, their size, float32
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +104,8 @@ async def test_a_receipt_reaches_who_wants_an_explanation_and_nobody_else(model:
 
 
 async def test_evicted_expired_invalidated_and_other_scopes_are_told_apart(model: Path) -> None:
-    async with company(model, kv_memory=(block := 2 * 2 * 2 * 16 * 4 * BLOCK) * 12) as (
-        service,
-        engine,
-    ):
-        assert (await engine.stats())["kv_bytes"] == 12 * block
+    async with company(model, kv_memory=12 * BLOCK_BYTES) as (service, engine):
+        assert (await engine.stats())["kv_bytes"] == 12 * BLOCK_BYTES
         debug = {**OPEN, "debug": True}
 
         async def why(text: str, **kv_cache: Any) -> Any:
@@ -212,8 +210,33 @@ async def test_a_system_prompt_that_goes_on_keeps_its_rest_to_its_user(model: Pa
         assert said(first) == said(probe) == said(again)
 
 
+async def test_what_went_to_disk_is_looked_up_and_told(model: Path, tmp_path: Path) -> None:
+    disk: dict[str, Any] = {"kv_disk_path": str(tmp_path), "kv_disk_max": 1 << 24}
+    async with engine_here(model, kv_memory=12 * BLOCK_BYTES, **disk) as engine:
+        question = "q" * 64
+        prompt = {"messages": [{"role": "user", "content": question}]}
+        hot = (await engine.chat(question)) and await engine.kv("lookup", **prompt)
+        assert hot["tiers"]["hot"] == hot["hit_tokens"] > 0
+        for letter in "abcd":
+            await engine.chat(letter * 64)
+        went = await engine.kv("lookup", **prompt)
+        assert went["tiers"]["cold"] > 0
+        kept = await engine.kv("retain", **prompt)
+        held = kept["held_tokens"] + kept["below_tokens"]["cold"]
+        assert held >= went["hit_tokens"] - BLOCK  # it is asked without the answer's opening
+        receipt = (await engine.chat(question))["kv_receipt"]
+        # it depends on this machine which way was cheaper
+        assert receipt["cold"] > 0 or receipt["missed"]["reason"] == "declined"
+        assert bool(receipt["cold"]) == bool(receipt["moved_bytes"])
+        async with engine.session.get(f"{engine.url}/kv/events?limit=10000") as response:
+            told = await response.json()
+        assert {"stored", "evicted", "moved"} <= {event["kind"] for event in told["events"]}
+        assert (await engine.kv("invalidate", **prompt))["tokens"] >= went["hit_tokens"]
+        assert (await engine.kv("lookup", **prompt))["hit_tokens"] == 0
+
+
 async def test_a_tenant_over_its_quota_costs_itself_and_nobody_else(model: Path) -> None:
-    quota = 2 * 2 * 2 * 2 * 16 * 4 * BLOCK  # of two blocks
+    quota = 2 * BLOCK_BYTES
     tenants: list[Any] = [{**TENANTS[0], "kv_max_bytes": quota}, *TENANTS[1:]]
     async with (
         engine_here(model) as engine,
