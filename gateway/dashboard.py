@@ -36,7 +36,10 @@ class Slow(Protocol):
 
 
 class Dashboard:
-    """See the module's docstring. ``now`` is unix time; ``used`` what this thread has used of a core."""
+    """See the module's docstring. ``now`` is unix time; ``used`` what this thread has used of a core.
+
+    Of several ``workers`` each one's numbers are asked for: frames are as many seconds apart.
+    """
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class Dashboard:
         slow: Slow,
         now: Callable[[], float],
         used: Callable[[], float],
+        workers: int = 1,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.viewers = 0
@@ -52,6 +56,7 @@ class Dashboard:
         self._slow = slow
         self._now = now
         self._used = used
+        self._frame_s = FRAME_S * workers
         self._sleep = sleep
         self._history = History()
         self._sections: dict[str, bytes] = {}
@@ -130,7 +135,7 @@ class Dashboard:
                 "keys": [one.as_dict() for one in numbers.keys],
             }
             self._publish({name: orjson.dumps(said) for name, said in sections.items()}, row)
-        return min(max(FRAME_S, (self.spent_s - before_s) / SHARE), LONGEST_FRAME_S)
+        return min(max(self._frame_s, (self.spent_s - before_s) / SHARE), LONGEST_FRAME_S)
 
     def _publish(self, sections: Mapping[str, bytes], row: Any) -> None:
         changed = {

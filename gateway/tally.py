@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from operator import attrgetter
+from operator import add, attrgetter
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from policies.outcome import Completed, Errand, Outcome
@@ -133,9 +133,22 @@ class Tally:
 
     def merge(self, other: "Tally") -> None:
         """Take the sums of ``other`` on top."""
-        for name in _SUMS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.within = [one + two for one, two in zip(self.within, other.within, strict=True)]
+        # One by one takes half as long as a loop over the fields, and workers' tallies are many.
+        self.requests += other.requests
+        self.hits += other.hits
+        self.collapsed += other.collapsed
+        self.stale += other.stale
+        self.store_errors += other.store_errors
+        self.tokens_saved += other.tokens_saved
+        self.hit_tokens += other.hit_tokens
+        self.miss_tokens += other.miss_tokens
+        self.completion_tokens += other.completion_tokens
+        self.seconds += other.seconds
+        self.seconds_saved += other.seconds_saved
+        self.money_saved += other.money_saved
+        self.collapsed_tokens += other.collapsed_tokens
+        self.collapsed_money += other.collapsed_money
+        self.within = list(map(add, self.within, other.within))
 
     def as_dict(self) -> dict[str, Any]:
         """JSON for ``/v1/cache/stats``."""
@@ -328,9 +341,10 @@ class Statistics:
             sums_spent = Spent(**dict(zip(_SPENT, spent, strict=True)))
             read.spent(Purpose(errand, tier, model, tenant)).merge(sums_spent)
         for *names, sums, within in data["groups"]:
-            read.group(Group(*names)).merge(
-                Tally(**dict(zip(_SUMS, sums, strict=True)), within=within)
-            )
+            if len(sums) != len(_SUMS) or len(within) != len(BUCKETS_S) + 1:
+                raise ValueError("a tally of another version")
+            # Its names are bounded already, by who counted.
+            read._groups[Group(*names)] = Tally(*sums, within=within)
         return read
 
     def _bounded(self, kind: str, name: str) -> str:

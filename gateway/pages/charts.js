@@ -141,8 +141,11 @@ class Chart {
       legend: { show: false },
       cursor: { y: false, points: { show: false }, drag: { x: false, y: false } },
       scales: { x: { time: true, range: () => this.ends() }, y },
-      axes: [{ ...axis, grid: { show: false }, space: 70, size: 28, values: (_, ticks) => ticks.map(minutes) },
-        { ...axis, size: 56, ...marks }],
+      axes: [
+        { ...axis, grid: { show: false }, space: 36, size: 28, incrs: [60, 120, 300, 600, 900],
+          values: (_, ticks) => ticks.map(minutes) },
+        { ...axis, size: 56, ...marks },
+      ],
       hooks: { setCursor: [() => this.legend()] },
     };
   }

@@ -137,8 +137,8 @@ const shows = {
     stat("money_saved", money(net.money));
     const spent = stats.savings.spent;
     const warming = spent.warming.calls + spent.revalidation.calls;
-    note("seconds_saved", warming ? `net of ${seconds(spent.warming.seconds + spent.revalidation.seconds)} for warming` : "of backend time");
-    note("tokens_saved", warming ? `net of ${count(spent.warming.tokens + spent.revalidation.tokens)} for warming` : "not computed again");
+    note("seconds_saved", warming ? `net of ${seconds(spent.warming.seconds + spent.revalidation.seconds)} spent` : "of backend time");
+    note("tokens_saved", warming ? `net of ${count(spent.warming.tokens + spent.revalidation.tokens)} spent` : "not computed again");
     note("money_saved", "at the configured prices");
     tiers(stats.tiers);
     misses(stats);

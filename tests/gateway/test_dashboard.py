@@ -34,7 +34,7 @@ class Slow:
 class Stage:
     """A dashboard under a clock that moves when it sleeps, or when adding up `costs_s`."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int) -> None:
         self.clock, self.slow, self.statistics = Clock(1000.0), Slow(), Statistics()
         self.slept: list[float] = []
         self.costs_s = 0.0
@@ -45,6 +45,7 @@ class Stage:
             slow=self.slow,
             now=self.clock.now,
             used=self.ticking,
+            workers=workers,
             sleep=self.sleep,
         )
 
@@ -70,8 +71,8 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged() -> AsyncIterator[Stage]:
-    stage = Stage()
+async def staged(workers: int = 1) -> AsyncIterator[Stage]:
+    stage = Stage(workers)
     running = asyncio.get_running_loop().create_task(stage.dashboard.run())
     try:
         yield stage
@@ -160,6 +161,14 @@ async def test_frames_that_cost_much_are_made_less_often() -> None:
             await asyncio.sleep(0)
         assert stage.slept[-1] == LONGEST_FRAME_S
         assert stage.dashboard.spent_s > 5.0
+        await frames.aclose()
+
+
+async def test_of_several_workers_frames_are_as_many_seconds_apart() -> None:
+    async with staged(workers=4) as stage:
+        frames = stage.dashboard.frames()
+        await next_of(frames)
+        assert stage.slept == [4.0]
         await frames.aclose()
 
 

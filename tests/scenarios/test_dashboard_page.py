@@ -283,13 +283,13 @@ async def test_it_follows_the_systems_colours_until_told_otherwise(
         assert await page.evaluate(bright) is (scheme == "light")
         theme = page.get_by_role("button", name="Theme")
         await theme.click()
-        await expect(theme).to_have_text("Theme: light")
+        await expect(theme).to_have_accessible_name("Theme: light")
         assert await page.evaluate(bright) is True
         await theme.click()
         assert await page.evaluate(bright) is False
         await page.reload()
         await ready(page)
-        await expect(theme).to_have_text("Theme: dark")
+        await expect(theme).to_have_accessible_name("Theme: dark")
         assert await page.evaluate(bright) is False
 
 
