@@ -31,6 +31,7 @@ from policies.freshness import EntryMeta
 from policies.keys import entry_key
 from policies.plan import Plan
 from policies.rules import Rules
+from policies.supersession import superseded
 
 VERSION: Final = 1
 BLOCK_BYTES: Final = 512
@@ -169,6 +170,8 @@ class Lines:
         }
         if plan.enabled:
             line |= self._wishes(plan)
+            older = superseded(call, plan) if call is not None and plan.may_store else None
+            line["supersedes"] = None if older is None else self._hasher.of("key", older)
         if plan.enabled and call is not None and is_list(call) and not visit.stream:
             line["parts"] = True
         if visit.entry is not None:

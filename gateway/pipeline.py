@@ -40,6 +40,7 @@ from policies.freshness import EntryMeta, Expired, Fresh, Stale, judge
 from policies.outcome import Completed, Elsewhere, Ending, Errand, Failed, Outcome
 from policies.plan import Lane, Plan
 from policies.rules import Rules
+from policies.supersession import superseded
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +359,8 @@ class Pipeline:
         if self._clearings.cover(meta, since=clearings):
             return
         try:
-            stored = await self._store.put(Entry(meta, body), now=now)
+            older = superseded(call, plan) if isinstance(ending, Completed) else None
+            stored = await self._store.put(Entry(meta, body, older), now=now)
         except Exception as error:  # noqa: BLE001 - the readers are served; nobody else would say it
             self._store_failed(error)
             return

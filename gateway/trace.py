@@ -73,6 +73,7 @@ class Recorded:
     blocks: list[str] = field(default_factory=list)
     turn: int = 0
     conversation: str | None = None
+    supersedes: str | None = None
 
     @property
     def computed(self) -> bool:
@@ -272,7 +273,7 @@ _NUMBERS: Final[Mapping[type[Any], tuple[str, ...]]] = {
 }
 _TEXTS: Final[Mapping[type[Any], tuple[str, ...]]] = {
     Begin: (),
-    Recorded: ("key",),
+    Recorded: ("key", "supersedes"),
     StoredLine: ("key",),
     ClearedLine: (),
 }

@@ -247,7 +247,8 @@ class Responses:
             draw=self._drawn(call, facts),
         )
         if not isinstance(verdict, Refuse):
-            self._put(self._meta(facts, wish, verdict.ttl_s, at), facts, now=at)
+            meta = self._meta(facts, wish, verdict.ttl_s, at)
+            self._put(meta, facts, now=at, supersedes=call.supersedes)
 
     def _drawn(self, call: Recorded, facts: Recorded | StoredLine) -> float:
         """The draw that made the entry's ttl out of the plan's; the mean of draws if none is known."""
@@ -282,9 +283,17 @@ class Responses:
             status=facts.status,
         )
 
-    def _put(self, meta: EntryMeta, facts: Recorded | StoredLine, *, now: float) -> None:
-        names = max(0, facts.beside_bytes - OVERHEAD_BYTES)
-        _now(self._tiers.put(Entry(meta, Blank(facts.bytes + names)), now=now))
+    def _put(
+        self,
+        meta: EntryMeta,
+        facts: Recorded | StoredLine,
+        *,
+        now: float,
+        supersedes: str | None = None,
+    ) -> None:
+        body = Blank(facts.bytes + max(0, facts.beside_bytes - OVERHEAD_BYTES))
+        older = bytes.fromhex(supersedes) if supersedes is not None else None
+        _now(self._tiers.put(Entry(meta, body, older), now=now))
 
     def _count(self, call: Recorded, outcome: Outcome, *, cost_s: float) -> None:
         if call.preload:

@@ -20,7 +20,8 @@ Read in this order:
 7. ``outcome``    how an answer ended, what became of the call
 8. ``explain``    why it was a miss, where two requests differ, the debug line
 9. ``eviction``   which key goes first when room is short;  ``reuse``  the same for blocks of prompts,
-                  learned from what comes back;  ``replay``  what a cache would have done
+                  learned from what comes back;  ``supersession``  which answer a newer one makes useless;
+                  ``replay``  what a cache would have done
 10. ``record``    how the large records of the hot path are made
 11. ``conversation``  what a conversation is about;  ``analytics``  what its numbers recommend
 12. ``embeddings``  a list of inputs taken apart, and put together again

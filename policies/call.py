@@ -145,6 +145,23 @@ def canonical(call: Call, *, context_aware: bool = True) -> bytes:
     return _encode(form).encode("utf-8", "surrogatepass")
 
 
+def canonical_before(call: Call, form: bytes) -> bytes | None:
+    """The canonical form of the call whose answer this one goes on from, if it goes on from one.
+
+    ``form`` is the call's own. It is that of the messages before the last answer among them; all else
+    being equal, the text is cut out rather than made anew.
+    """
+    messages = call.messages
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers or not answers[-1]:
+        return None
+    since = "".join(f",{_encode(_plain(message, 3))}" for message in messages[answers[-1] :])
+    # Quotes in texts are escaped: what is found is no text, and of the fields it is the messages'.
+    end = f"{since}]".encode("utf-8", "surrogatepass")
+    place = form.rfind(end)
+    return None if place < 0 else form[:place] + form[place + len(end) - 1 :]
+
+
 _encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 
 

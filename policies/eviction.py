@@ -10,6 +10,8 @@ The order of victims:
    priority, so that what is no longer used is overtaken in the end;
 4. the longest unused, then the first inserted.
 
+A key that is superseded (the turn before, once a conversation has gone on) has no value but the floor.
+
 Two facts carry the implementation. A use can only raise a value, so a heap entry written
 before the use is a lower bound: ``touch`` leaves the heap alone, and ``pop`` puts a bound that
 proves too low back where it belongs. And a heap cannot forget a key from its middle, so a
@@ -108,6 +110,22 @@ class EvictionOrder(Generic[K]):
             held.uses += 1
             held.used_at = max(held.used_at, now)  # a clock set back must not lower a bound
             held.value = self._floors[held.rank] + held.uses * held.worth
+
+    def supersede(self, key: K) -> None:
+        """``key`` will hardly be asked for again: it goes before what may be. Unknown: ignored.
+
+        One that is used after all counts as the least valuable of what is held then.
+        """
+        held = self._held.get(key)
+        if held is None:
+            return
+        self._stamp += 1
+        # What is in the heap would be too high for a lower bound: it gets a new entry.
+        held.stamp, held.worth, held.value = self._stamp, 0.0, self._floors[held.rank]
+        heappush(self._by_value[held.rank], (held.value, held.used_at, held.stamp, key))
+        if held.expires_at < inf:
+            heappush(self._by_expiry, (held.expires_at, held.stamp, key))
+        self._compact(held.rank)
 
     def discard(self, key: K) -> None:
         """Forget ``key``; an unknown key is ignored."""

@@ -6,7 +6,7 @@ can only help.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from policies.freshness import EntryMeta
@@ -23,10 +23,15 @@ class StoreFull(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A stored answer: what is known about it, and the folded answer as JSON bytes."""
+    """A stored answer: what is known about it, and the folded answer as JSON bytes.
+
+    ``supersedes`` is the key of one that will hardly be asked for once this is stored; it is a word to
+    the store that takes the entry, and is not kept.
+    """
 
     meta: EntryMeta
     body: bytes
+    supersedes: bytes | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,11 @@ CHEAPEST: Final = "SELECT id FROM TIER_standing ORDER BY rank, value, used_at, s
 CHEAPEST_OF_TENANT: Final = (
     "SELECT id FROM TIER_standing WHERE tenant = :tenant ORDER BY rank, value, used_at, seq LIMIT 1"
 )
-
+SUPERSEDE: Final = (
+    "UPDATE TIER_standing SET worth = 0.0, seq = total.seq, value ="
+    " CASE rank WHEN 0 THEN floor0 WHEN 1 THEN floor1 ELSE floor2 END FROM TIER_total AS total"
+    " WHERE id = ?"
+)
 RANK: Final[Mapping[Priority, int]] = {"low": 0, "medium": 1, "high": 2}
 BATCH: Final = 256
 """Entries looked at in one transaction of a removal."""
@@ -136,6 +140,9 @@ class Shelf:
         if size > self.max_bytes or (share is not None and size > share):
             return Stored(kept=False)
         tenant = self._tenant(connection, meta.scope.tenant)
+        if entry.supersedes is not None:
+            connection.execute(self._sql("UPDATE TIER_total SET seq = seq + 1"))
+            connection.execute(self._sql(SUPERSEDE), (number_of(entry.supersedes),))
         self._stand(connection, number, tenant, meta, size, now=now)
         gone: list[Entry | EntryMeta] = []
         kept = (

@@ -58,6 +58,8 @@ class MemoryStore:
         if size > self._entries.maxsize or (share is not None and size > share.maxsize):
             return Stored(kept=False)
         orders = [self._order] if share is None else [self._order, share.order]
+        if entry.supersedes is not None:
+            self.supersede(entry.supersedes)
         for order in orders:
             order.add(
                 meta.key,
@@ -79,6 +81,14 @@ class MemoryStore:
             evicted=[one.meta for one in gone if last_use(one.meta) <= now],
             sinking=[one for one in gone if last_use(one.meta) > now],
         )
+
+    def supersede(self, key: bytes) -> None:
+        """The entry will hardly be asked for again; one that is not there is nobody's."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._order.supersede(key)
+            if (share := self._shares.get(entry.meta.scope.tenant)) is not None:
+                share.order.supersede(key)
 
     def _make_room(
         self,

@@ -121,6 +121,7 @@ class RedisStore:
             self._max_bytes,
             self._max_bytes if share is None else share,
             now - GRACE_S,
+            entry.supersedes or b"",
             *indexes,
         )
         self._evictions += len(evicted)

@@ -50,6 +50,16 @@ local rank, cost, expires, meta = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8],
 local share, most = ARGV[10], {[''] = tonumber(ARGV[11]), [ARGV[10]] = tonumber(ARGV[12])}
 drop(key)
 prune(tonumber(ARGV[13]))
+local older = redis.call('HGET', P..'m', ARGV[14])
+if older then
+  local r = cmsgpack.unpack(older)
+  r[3] = 0
+  redis.call('HSET', P..'m', ARGV[14], cmsgpack.pack(r))
+  for _, g in ipairs(groups(r[5])) do
+    local name = r[2]..':'..g
+    redis.call('ZADD', P..'v:'..name, 'XX', number('floor:'..name), ARGV[14])
+  end
+end
 local worth = cost / size
 local function value_in(g)
   if redis.call('ZCARD', P..'v:'..rank..':'..g) == 0 then
@@ -89,8 +99,8 @@ for _, g in ipairs({share, ''}) do
   end
 end
 local record = {size, rank, worth, 1, share, meta}
-for i = 14, #ARGV do
-  record[i - 7] = ARGV[i]
+for i = 15, #ARGV do
+  record[i - 8] = ARGV[i]
   redis.call('ZADD', P..'i:'..ARGV[i], 0, key)
 end
 redis.call('SET', P..'e:'..key, value, 'PX', px)

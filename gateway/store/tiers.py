@@ -20,6 +20,7 @@ import cachetools
 
 from gateway.flights import Tasks
 from gateway.store.base import Entry, Fill, Selector, Store, Stored, StoreError
+from gateway.store.memory import MemoryStore
 from policies.freshness import EntryMeta
 from policies.rules import TierName
 
@@ -89,6 +90,7 @@ class Tiers:
         for tier in self._in_memory - {home}:
             await self._stores[tier].remove(same_key)
         self._reads.pop(entry.meta.key, None)
+        self._supersede(entry, home)
         self._note(same_key)
         with self._moving() as move:
             landed = await self._sink(entry, home, move, now=now)
@@ -103,6 +105,14 @@ class Tiers:
                 with suppress(StoreError):  # a tier that is down must not cost the others the entry
                     await store.remove(same_key)
         return landed.stored
+
+    def _supersede(self, entry: Entry, home: TierName) -> None:
+        """Tell the memory tiers beside ``home``, which is told with the entry: what it is may have risen."""
+        if entry.supersedes is not None:
+            for tier in self._in_memory - {home}:
+                store = self._stores[tier]
+                if isinstance(store, MemoryStore):
+                    store.supersede(entry.supersedes)
 
     async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant from every tier; each key once. Raises: StoreError, after trying all."""

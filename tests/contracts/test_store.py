@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,23 @@ async def test_what_is_worth_less_than_everything_there_is_not_kept(make: Make) 
     assert not stored.kept
     assert stored.gone == []
     assert store.fill().entries == 2
+
+
+async def test_what_is_superseded_goes_first_though_it_was_dear_and_used(make: Make) -> None:
+    store = await make(50_000)
+    body = b"x" * 12_000
+    await put_all(store, entry_of("turn 1", body, cost_s=9.0), entry_of("other", body))
+    for _ in range(3):
+        assert await store.get(key_of("turn 1"), now=NOW)
+    older = key_of("turn 1")
+    await store.put(replace(entry_of("turn 2", body, cost_s=5.0), supersedes=older), now=NOW)
+    assert await store.get(older, now=NOW), "while there is room it answers"
+    stored = await store.put(entry_of("newcomer", body), now=NOW)
+    more = await store.put(entry_of("another", body), now=NOW)
+    assert names([*stored.gone, *more.gone]) >= {older}
+    assert (await store.get(key_of("turn 2"), now=NOW)) is not None
+    nobody = replace(entry_of("turn 9", b""), supersedes=key_of("never there"))
+    assert (await store.put(nobody, now=NOW)).kept
 
 
 @given(

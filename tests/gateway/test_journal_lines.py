@@ -90,6 +90,16 @@ def test_a_hit_says_how_large_the_answer_is_and_what_it_cost() -> None:
     assert (line["stored_at"], line["entry_ttl_s"], line["level"]) == (NOW, 77.0, "response")
 
 
+def test_a_turn_names_the_answer_that_it_makes_useless() -> None:
+    first = [{"role": "user", "content": "q"}]
+    later = [*first, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}]
+    turn, more = answered(messages=first), answered(messages=later)
+    assert lines().call(more)["supersedes"] == lines().call(turn)["key"]
+    assert "supersedes" not in lines().call(turn)
+    unstored = answered(messages=later, kv_cache={"enabled": True, "ttl": 0})
+    assert "supersedes" not in lines().call(unstored)
+
+
 def test_what_was_stored_and_cleared_has_the_key_of_the_call() -> None:
     one = answered()
     key = lines().call(one)["key"]

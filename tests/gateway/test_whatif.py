@@ -232,6 +232,20 @@ def test_calls_that_do_not_read_are_computed_and_replace_what_is_there() -> None
     assert [(call.at, good) for call, good in found.asked] == [(0.0, False), (1805.0, True)]
 
 
+def test_a_turn_that_went_on_makes_room_for_others() -> None:
+    events: list[Event] = []
+    for at, name in ((0.0, "turn 1"), (10.0, "other")):
+        events += asked_and_stored(at, name)
+    events += [hit(20.0, "turn 1"), hit(21.0, "turn 1")]
+    for at, name, older in ((30.0, "turn 2", "turn 1"), (40.0, "newer", None)):
+        supersedes = None if older is None else hashed(older)
+        events += asked_and_stored(at, name, supersedes=supersedes)
+    events += [hit(50.0, "other"), hit(51.0, "turn 2")]
+    room = {"max_bytes": 3 * (800 + OVERHEAD)}
+    found = replayed(events, warm=room, cold={"max_bytes": 0})
+    assert levels(found) == {"none": 4, "response": 4}
+
+
 def test_a_blank_is_as_large_as_it_says_and_takes_nothing() -> None:
     assert len(Blank(10**12)) == 10**12
     assert bytes(Blank(5)) == b""

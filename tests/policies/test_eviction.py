@@ -68,6 +68,13 @@ class PlainOrder:
             known.used_at = max(known.used_at, now)
             known.value = self.floors[known.priority] + known.uses * known.worth
 
+    def supersede(self, key: str) -> None:
+        known = self.find(key)
+        if known is not None:
+            self.added += 1
+            known.worth, known.place = 0.0, self.added
+            known.value = self.floors[known.priority]
+
     def discard(self, key: str) -> None:
         known = self.find(key)
         if known is not None:
@@ -91,7 +98,7 @@ class PlainOrder:
 
 keys = st.sampled_from("abcdef")
 steps = st.tuples(
-    st.sampled_from(["add", "add", "touch", "touch", "discard", "pop", "pop"]),
+    st.sampled_from(["add", "add", "touch", "touch", "supersede", "discard", "pop", "pop"]),
     keys,
     st.sampled_from(["low", "medium", "high"]),
     st.sampled_from([inf, 3.0, 8.0, 20.0]),
@@ -116,6 +123,8 @@ def test_the_order_is_that_of_the_plain_reference(history: list[Any]) -> None:
                 )
             elif step == "touch":
                 one.touch(key, now=now)
+            elif step == "supersede":
+                one.supersede(key)
             elif step == "discard":
                 one.discard(key)
         if step == "pop":
@@ -208,8 +217,21 @@ def test_a_key_added_again_has_its_new_standing_and_keeps_its_uses() -> None:
     assert drained(renewed) == "cb"
 
 
+def test_what_is_superseded_goes_before_what_may_be_asked_for() -> None:
+    order = order_of("a", "b", "c", expires_at=9.0)
+    for _ in range(5):
+        order.touch("c", now=1.0)
+    order.supersede("c")
+    assert drained(order) == "cab"
+    used = order_of("a", "b")
+    used.supersede("b")
+    used.touch("b", now=5.0)
+    assert drained(used) == "ba"
+
+
 def test_unknown_keys_are_ignored() -> None:
     order = order_of("a")
+    order.supersede("z")
     order.touch("z", now=0.0)
     order.discard("z")
     assert "z" not in order

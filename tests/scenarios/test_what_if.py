@@ -83,7 +83,10 @@ async def traffic(service: Service, dice: random.Random, *, everything: bool) ->
                 messages[0]["content"] = f"nothing {number % 3}"
             case _:
                 pass
-        await service.chat(wish, messages=messages, stream=dice.random() < 0.2)
+        for turn in range(dice.choice([0, 0, 0, 1, 2, 3])):  # a conversation that goes on
+            answer = {"role": "assistant", "content": "an answer"}
+            messages = [*messages, answer, {"role": "user", "content": f"question {turn}"}]
+        await service.chat(wish, messages=messages, stream=everything and dice.random() < 0.2)
         await service.settled()
         if number % 40 == 0:
             texts = ["a", f"b{number}"] if everything else "a"
@@ -144,7 +147,7 @@ async def test_a_replay_under_another_configuration_is_what_that_one_counts(tmp_
         "cold": {"max_bytes": 20_000, "store": "memory", "ttl": 20},
     }
     path = tmp_path / "journal.jsonl"
-    # Without what a replay cannot know: lists of embeddings are taken as they were, a refusal that is
+    # Without what a replay cannot know: the scripted answer as a stream has another size; lists of embeddings are taken as they were, a refusal that is
     # not remembered has no line, and what a removal by name would have met is known by name only.
     before = await counted(path, SMALL, everything=False)
     truth = await counted(None, other, everything=False)

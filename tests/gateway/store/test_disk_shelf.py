@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +49,26 @@ def everything(shelf: Shelf, connection: sqlite3.Connection) -> set[bytes]:
             st.integers(0, 4),  # what it cost
             st.integers(0, 3),  # when it expires
             st.integers(0, 3),  # uses
+            st.sampled_from([None, "a", "b", "c"]),  # what it supersedes
         ),
         max_size=20,
         unique_by=lambda one: one[0],
     )
 )
 def test_victims_go_in_the_order_of_the_policy(
-    facts: list[tuple[str, str, int, int, int]],
+    facts: list[tuple[str, str, int, int, int, str | None]],
 ) -> None:
     shelf, order = Shelf("cold", 10**9), EvictionOrder[bytes]()
     connection = connected(shelf)
     now = NOW
-    for name, priority, cost, ttl, uses in facts:
+    for name, priority, cost, ttl, uses, older in facts:
         now += 1
         entry = entry_of(
             name, tier="cold", priority=priority, cost_s=float(cost), ttl_s=500.0 * ttl
         )
+        if older is not None:
+            entry = replace(entry, supersedes=key_of(older))
+            order.supersede(key_of(older))
         before = shelf.totals(connection).size_bytes
         shelf.put(connection, entry, {}, now=now)
         size = shelf.totals(connection).size_bytes - before
