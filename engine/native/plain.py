@@ -14,6 +14,8 @@ from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 GROUP = 32
+NOTHING = np.float32(1e-36)
+"""A group of a row whose largest number is no larger is zeros: 127 / 1e-38 would be infinite."""
 BLOCK_BYTES = {4: 20, 8: 34}
 KINDS = {4: GGMLQuantizationType.Q4_1, 8: GGMLQuantizationType.Q8_0}
 Floats = NDArray[np.float32]
@@ -43,9 +45,9 @@ def quantised_rows(x: Floats) -> tuple[NDArray[np.int8], Floats, Floats]:
     """Rows (M, inputs) in 8 bits: codes (M, G, 32), scales (M, G), scale times sum of codes (M, G)."""
     groups = x.astype(np.float32).reshape(len(x), -1, GROUP)
     largest = np.abs(groups).max(axis=-1)
-    scales = largest / np.float32(127.0)
-    with np.errstate(divide="ignore"):
-        by = np.where(largest > 0, np.float32(127.0) / largest, np.float32(0.0))
+    some = largest > NOTHING
+    by = np.float32(127.0) / np.where(some, largest, np.float32(np.inf))
+    scales = np.where(some, largest / np.float32(127.0), np.float32(0.0))
     codes = np.rint(groups * by[..., None]).astype(np.int8)
     return codes, scales, scales * codes.sum(axis=-1, dtype=np.int64).astype(np.float32)
 

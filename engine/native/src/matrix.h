@@ -14,6 +14,7 @@
 #include "simd.h"
 
 #define GROUP 32
+#define NOTHING 1e-36f /* a group whose largest number is no larger is zeros */
 #ifndef AHEAD
 #define AHEAD 4096 /* bytes: how far ahead one row asks for weights */
 #endif
@@ -46,7 +47,8 @@ static inline void quantise(const float *x, const rows8 *to, int group, int row)
         most = _mm256_max_ps(most, _mm256_andnot_ps(sign, v[i]));
     }
     const float largest = f8_max(most);
-    const float scale = largest / 127.0f, by = largest > 0.0f ? 127.0f / largest : 0.0f;
+    const int some = !(largest <= NOTHING); /* 127 / 1e-38 would be infinite */
+    const float scale = some ? largest / 127.0f : 0.0f, by = some ? 127.0f / largest : 0.0f;
     const int64_t at = (int64_t)group * to->stride + row;
     int8_t *codes = to->codes + at * GROUP;
     __m256i n[4], sum = _mm256_setzero_si256();
