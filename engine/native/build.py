@@ -1,9 +1,10 @@
 """Compiles `src/` with the compiler that is there, once for a machine; the result is kept by its content.
 
     <cache>/native/<hash of sources, compiler, flags and CPU>.so     appears by a rename
+    |-- what the compiler made --|-- its SHA-256 --|                 a damaged file is made anew
 
-A library is used only when it computes what plain numpy computes (`check`): a compiler's or a CPU's fault
-costs speed, never answers.
+A library is used only when it computes what plain numpy computes (`Library.agrees`): a compiler's or a
+CPU's fault costs speed, never answers.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=gnu11", "-fPIC", "-s
 _SOURCES = Path(__file__).parent / "src"
 _NEEDED = frozenset({"avx2", "fma", "f16c"})
 _COMPILE_S = 120.0
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class NoNativeError(Exception):
@@ -37,7 +39,7 @@ def library(environment: Mapping[str, str] = os.environ) -> Library:
     features = cpu_features()
     compiler = find_compiler(environment)
     path = _target(cache_folder(environment) / "native", compiler, features)
-    if not path.exists():
+    if not is_whole(path):
         compile_to(path, compiler)
     try:
         found = Library(path)
@@ -83,11 +85,27 @@ def compile_to(path: Path, compiler: str, *, flags: tuple[str, ...] = FLAGS) -> 
                 command, capture_output=True, text=True, timeout=_COMPILE_S, check=False
             )
             if done.returncode:
-                said = (done.stderr.strip().splitlines() or ["nothing said"])[0]
-                raise NoNativeError(f"{compiler} failed: {said}")
+                raise NoNativeError(f"{compiler} failed: {_complaint(done.stderr)}")
+            data = made.read_bytes()
+            made.write_bytes(data + hashlib.sha256(data).digest())
             made.replace(path)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoNativeError(f"{path} cannot be made: {error}") from error
+
+
+def is_whole(path: Path) -> bool:
+    """Is there a library, as it was written? Opening one that was cut short could end the process."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(data[:-_DIGEST_BYTES]).digest() == data[-_DIGEST_BYTES:]
+
+
+def _complaint(text: str) -> str:
+    """The first line that says what is wrong: the lines before it say where."""
+    lines = text.strip().splitlines() or ["nothing said"]
+    return next((line for line in lines if "error" in line), lines[0])
 
 
 def code_version() -> str:
