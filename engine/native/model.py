@@ -36,8 +36,9 @@ def check(config: ModelConfig, *, block_tokens: int) -> None:
     for name in ("hidden", "intermediate", "head_dim"):
         if getattr(config, name) % GROUP:
             raise NoNativeError(f"{name} is {getattr(config, name)}, no multiple of {GROUP}")
-    if config.head_dim > _MOST_DIM or config.heads // config.kv_heads > _MOST_SHARED:
-        raise NoNativeError(f"heads of {config.head_dim} in groups of {config.heads}")
+    shared = config.heads // config.kv_heads
+    if config.head_dim > _MOST_DIM or shared > _MOST_SHARED:
+        raise NoNativeError(f"heads of {config.head_dim} in groups of {shared}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ class Packer:
         found = self._source.tensor(name)
         checked_shape(self._source, name, tuple(found.shape), self._shapes)
         values: NDArray[np.float32] = found.float().contiguous().numpy().copy()
+        self._check_finite(name, values)
         return values
 
     def _stored(self, name: str) -> tuple[NDArray[np.uint8], int] | None:
@@ -91,29 +92,35 @@ class Packer:
         bits = _KINDS[GGMLQuantizationType(kind)]
         inputs = blocks.shape[1] // BLOCK_BYTES[bits] * GROUP
         checked_shape(self._source, name, (len(blocks), inputs), self._shapes)
-        _check_finite(name, blocks, bits)
+        self._check_finite(name, _scales(blocks, bits))
         return blocks, bits
 
     def _converted(self, name: str) -> tuple[NDArray[np.uint8], int]:
-        blocks = quantised_blocks(self.vector(name), 8)
-        _check_finite(name, blocks, 8)
+        with np.errstate(over="ignore"):
+            blocks = quantised_blocks(self.vector(name), 8)
+        self._check_finite(name, _scales(blocks, 8))
         return blocks, 8
+
+    def _check_finite(self, name: str, values: NDArray[Any]) -> None:
+        """What is no number would spoil every row, or be taken for one. Raises `ModelLoadError`."""
+        if not np.isfinite(values).all():
+            message = f"{self._source.path}: tensor {name!r} holds numbers that are not finite"
+            raise ModelLoadError(message)
 
 
 def _with_minimum(blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Q4_0 (scale, codes less 8) as Q4_1 (scale, minimum, codes)."""
     parts = blocks.reshape(len(blocks), -1, 18)
     scales = np.ascontiguousarray(parts[..., :2]).view(np.float16)
-    least = (scales * np.float16(-8)).view(np.uint8)
+    with np.errstate(over="ignore"):  # what is infinite is refused
+        least = (scales * np.float16(-8)).view(np.uint8)
     return np.concatenate((parts[..., :2], least, parts[..., 2:]), axis=-1).reshape(len(blocks), -1)
 
 
-def _check_finite(name: str, blocks: NDArray[np.uint8], bits: int) -> None:
-    """A scale that is no number would spoil every row. Raises `ModelLoadError`."""
+def _scales(blocks: NDArray[np.uint8], bits: int) -> NDArray[np.float16]:
+    """Scales of blocks, and minima where they have some."""
     parts = blocks.reshape(len(blocks), -1, BLOCK_BYTES[bits])
-    halves = np.ascontiguousarray(parts[..., : 4 if bits == 4 else 2]).view(np.float16)
-    if not np.isfinite(halves).all():
-        raise ModelLoadError(f"tensor {name!r} holds numbers that are not finite")
+    return np.ascontiguousarray(parts[..., : 4 if bits == 4 else 2]).view(np.float16)
 
 
 def dequantised(blocks: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
