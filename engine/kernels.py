@@ -114,7 +114,11 @@ def _native(config: EngineConfig, device: torch.device) -> Made:
         block_tokens=config.block_tokens,
         element="bfloat16",
     )
-    cache = NativeCache(layout, _blocks(config, layout))
+    blocks = _blocks(config, layout)
+    try:
+        cache = NativeCache(layout, blocks)
+    except MemoryError as error:
+        raise _no_memory(config, error) from error
     threads = config.threads or len(os.sched_getaffinity(0))
     model = NativeModel(found, loaded.model, cache, threads=threads)
     runner = NativeRunner(model, cache, tile_tokens=config.chunk_tokens)
@@ -227,8 +231,11 @@ def _cache(
     try:
         return KvCache(layout, blocks, device=device, dtype=dtype)
     except (RuntimeError, MemoryError) as error:
-        message = f"kv_memory: {config.kv_memory} bytes cannot be had ({error})"
-        raise ConfigError(message) from error
+        raise _no_memory(config, error) from error
+
+
+def _no_memory(config: EngineConfig, error: Exception) -> ConfigError:
+    return ConfigError(f"kv_memory: {config.kv_memory} bytes cannot be had ({error})")
 
 
 def _blocks(config: EngineConfig, layout: KvLayout) -> int:
