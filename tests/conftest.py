@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from engine.native.library import Library
 
 # Two OpenMP threads that spin while they wait for each other stand still when a test's other
 # processes need the cores; the engine's own process sets the same. Before anything imports torch.
@@ -29,3 +33,17 @@ def smollm_path() -> Path:
     from engine.weights.fetch import ensure_default_model
 
     return ensure_default_model()
+
+
+@pytest.fixture(scope="session")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The native kernels, compiled once for all tests. Skips where they cannot be had."""
+    from engine.native.build import NoNativeError, library
+
+    folder = tmp_path_factory.mktemp("native")
+    try:
+        return library({**os.environ, "KVGATE_CACHE_DIR": str(folder)})
+    except NoNativeError as error:
+        if os.environ.get("KVGATE_REQUIRE_COMPILER"):
+            pytest.fail(f"KVGATE_REQUIRE_COMPILER is set, but {error}")
+        pytest.skip(f"no native kernels here: {error}")
