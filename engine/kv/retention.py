@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from engine.request import TIERS, Priority, Tier
@@ -25,6 +25,7 @@ from policies.reuse import Standing
 
 PIN_SHARE: Final = 0.5
 """Of the pool's blocks, the most that can be pinned."""
+_SMALL: Final = 64  # entries below which rebuilding a heap is not worth it
 _RANK: Final[dict[Priority, int]] = {"low": 0, "medium": 1, "high": 2}
 _DISTANCE: Final[dict[Tier, int]] = {tier: distance for distance, tier in enumerate(TIERS)}
 
@@ -144,6 +145,9 @@ class Pins:
         self._until[key] = until
         if until < math.inf:
             heappush(self._heap, (until, key))
+        if len(self._heap) > 2 * len(self._until) + _SMALL:  # pinned anew again and again
+            self._heap = [(at, one) for one, at in self._until.items() if at < math.inf]
+            heapify(self._heap)
 
     def due(self, now: float) -> list[bytes]:
         """Blocks whose pin is over; they are pinned no more."""

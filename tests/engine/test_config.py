@@ -39,6 +39,9 @@ def test_sizes_are_written_as_people_write_them(text: str, size: int) -> None:
         (["--kv-memory", "lots"], "--kv-memory: must be a size such as 512MiB or 1GiB, not 'lots'"),
         (["--device", "tpu"], "--device: must be one of auto, cpu, cuda, not 'tpu'"),
         (["--prefix-cache", "maybe"], "--prefix-cache: must be true or false"),
+        (["--verify-share", "all"], "--verify-share: must be a number from 0 to 1, not 'all'"),
+        (["--verify-share", "1.5"], "--verify-share: must be a number from 0 to 1"),
+        (["--verify-share", "nan"], "--verify-share: must be a number from 0 to 1"),
         (["--threads", "0"], "--threads: must be a whole number from 1 to 1024"),
         (
             ["--block-tokens", "48"],

@@ -96,3 +96,13 @@ def test_pins_are_few_and_end_when_their_time_is_over() -> None:
     pins.set(b"b", -math.inf)
     assert len(pins) == 0
     assert pins.due(math.inf) == []
+
+
+def test_pins_that_are_renewed_for_ever_take_no_more_memory() -> None:
+    pins = Pins(8)
+    pins.set(b"always", math.inf)
+    for until in range(1000):
+        pins.set(b"a", float(until))
+    assert len(pins._heap) < 100
+    assert pins.due(998.0) == []
+    assert pins.due(999.0) == [b"a"]

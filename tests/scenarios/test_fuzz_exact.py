@@ -2,7 +2,7 @@
 
 The recipe by which corrupted keys and values were found in other engines: prompts from a tree of common
 beginnings with lengths around the block size, a pool of 1.1 times one request, clients that leave at any
-moment, salts that alternate, guesses beside every token, and tiers below the pool that blocks are spilled
+moment, salts that alternate, pins and quotas, guesses beside every token, and tiers below the pool that blocks are spilled
 to and restored from while others run. At the end every block is free and nobody holds
 one. The model is made of digests of what its blocks really hold (`tests.kit.hashing_model`), so it runs
 in seconds; the same with tensors is `tests/numerics/test_fuzz_reuse.py`.
@@ -10,6 +10,7 @@ in seconds; the same with tensors is `tests/numerics/test_fuzz_reuse.py`.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,7 @@ from engine.kv.blob import fingerprint_of
 from engine.kv.blocks import BlockPool
 from engine.kv.disk import BlockFile, Geometry
 from engine.kv.prefix import PrefixIndex
+from engine.kv.retention import Wish
 from engine.kv.salts import Layered, Salt
 from engine.kv.stock import Disk, Memory
 from engine.kv.tiers import Tiers
@@ -119,9 +121,22 @@ class Fuzz:
             ttl_s=dice.choice([0.5, 1000.0]),
             reuse=dice.random() < 0.9,
             session=dice.choice([None, None, "talk"]),
+            floor=dice.choice([None, None, "hot", "cold"]),
+            ceiling=dice.choice(["cold", "cold", "warm", "hot"]),
+            quota_bytes=dice.choice([*[None] * 9, 0, 3, BLOCKS]),  # of blocks of one byte
         )
         self.requests[request.id], self.said[request.id] = request, []
         self.scheduler.add(request, now=self.now)
+
+    def retain(self) -> None:
+        """Pin a prompt of the tree, or let it go, or give it a time."""
+        index, dice = self.scheduler.index, self.dice
+        tokens, salt = [*dice.choice(self.tree), 1], dice.choice(SALTS)
+        chain = index.chain(tokens, salt)
+        wish = Wish(pin=dice.random() < 0.5, pin_s=dice.choice([0.1, math.inf]), priority="high")
+        for entry in index.path(chain, tokens, salt, most=len(chain)):
+            may_pin = index.keeper.pins.may(entry.key)
+            index.retain(entry, wish.applied(entry.retention, now=self.now, may_pin=may_pin))
 
     def leave(self) -> None:
         name = self.dice.choice(list(self.requests))
@@ -163,6 +178,11 @@ class Fuzz:
                 salt = dice.choice(["", "s", "base", None])
                 self.scheduler.forget_answers(salt)
                 self.scheduler.index.invalidate(salt)
+            if dice.random() < 0.02:
+                self.retain()
+            if dice.random() < 0.002:
+                tokens = dice.choice(self.tree)
+                self.scheduler.index.invalidate_from(tokens, dice.choice(SALTS), from_token=P)
             self.step()
         while self.scheduler.busy:
             self.step()

@@ -210,6 +210,25 @@ async def test_a_system_prompt_that_goes_on_keeps_its_rest_to_its_user(model: Pa
         assert said(first) == said(probe) == said(again)
 
 
+async def test_what_a_conversation_has_left_behind_goes_before_anything_else(model: Path) -> None:
+    """A client that drops its oldest messages: the long beginning of turn 1 is nobody's any more."""
+    async with company(model, kv_memory=28 * BLOCK_BYTES) as (service, engine):
+        talk = {**OPEN, "cache_key": "talk-7"}
+        old = [{"role": "user", "content": "o" * 90}, {"role": "assistant", "content": "p" * 40}]
+        asked = {"role": "user", "content": "What did I want to know, and why?"}
+        await ask(service, "x" * 70, key=EVE, kv_cache=OPEN)  # the longest unused
+        await ask(service, "", messages=[BASE, *old, asked], kv_cache=talk)
+        then = [BASE, asked, {"role": "assistant", "content": "This."}, {**asked, "content": "Oh?"}]
+        await ask(service, "", messages=then, kv_cache=talk)
+        before = await engine.stats()
+        await ask(service, "y" * 60, kv_cache=OPEN)
+        stats = await engine.stats()
+        assert stats["evicted_by"]["superseded"] > before["evicted_by"].get("superseded", 0)
+        assert "capacity" not in stats["evicted_by"]
+        assert hits(await ask(service, "x" * 70, key=EVE, kv_cache=OPEN)) > 0
+        assert hits(await ask(service, "", messages=then, kv_cache=talk)) > 100
+
+
 async def test_what_went_to_disk_is_looked_up_and_told(model: Path, tmp_path: Path) -> None:
     disk: dict[str, Any] = {"kv_disk_path": str(tmp_path), "kv_disk_max": 1 << 24}
     async with engine_here(model, kv_memory=12 * BLOCK_BYTES, **disk) as engine:
