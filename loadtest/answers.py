@@ -1,7 +1,6 @@
-"""What an answer must have to count as one, and a count of where answers came from. Pure."""
+"""What an answer must have to count as one, and what it says of the cache. Pure."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,33 +16,65 @@ class BadAnswerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """An answer in order: its text and the cache level it came from."""
+    """An answer in order: its text, the cache level it came from, and what else it says.
+
+    ``ending`` is its finish reason; ``collapsed`` that it was read along with another's call.
+    """
 
     text: str
     level: str
+    ending: str = ""
+    collapsed: bool = False
+    tokens_saved: int = 0
+    key: str | None = None
+
+    @property
+    def place(self) -> str:
+        """One of ``loadtest.tally.PLACES``."""
+        return "collapsed" if self.collapsed else self.level
 
 
 def heard(status: int, headers: Mapping[str, str], body: bytes) -> Heard:
     """A plain answer. ``headers`` finds names in any case. Raises: BadAnswerError."""
     level = _level(status, headers, body)
     try:
-        text = json.loads(body)["choices"][0]["message"]["content"]
+        choice = json.loads(body)["choices"][0]
+        text = choice["message"]["content"]
     except (ValueError, LookupError, TypeError) as error:
         raise BadAnswerError(f"no chat completion: {body[:200]!r}") from error
-    return Heard(_spoken(text), level)
+    return _heard(headers, _spoken(text), level, str(choice.get("finish_reason")))
 
 
 def heard_stream(status: int, headers: Mapping[str, str], lines: Iterable[str]) -> Heard:
-    """A streamed answer out of its lines. Raises: BadAnswerError, also for one without its end."""
+    """A streamed answer out of its lines. Raises: BadAnswerError, also for one without its end.
+
+    Its headers left before the engine's reuse was known: that stands in the usage of its last chunk.
+    """
     level = _level(status, headers, b"")
     texts: list[str] = []
+    ending, reused = "", 0
     for line in lines:
         data = data_of(line)
         if data == DONE:
-            return Heard(_spoken("".join(texts)), level)
+            late = level == "none" and reused > 0
+            return _heard(
+                headers, _spoken("".join(texts)), "prefix" if late else level, ending,
+                reused if late else 0,
+            )  # fmt: skip
         if data is not None:
             texts.append(text_of(data))
+            chunk = json.loads(data)
+            ending = next((one.get("finish_reason") for one in chunk["choices"]), None) or ending
+            reused = int((chunk.get("usage") or {}).get("prompt_cache_hit_tokens") or reused)
     raise BadAnswerError("the stream ended without [DONE]")
+
+
+def _heard(
+    headers: Mapping[str, str], text: str, level: str, ending: str, reused: int = 0
+) -> Heard:
+    collapsed = "collapsed" in headers.get("Cache-Status", "").split("; ")
+    saved = int(headers.get("X-Cache-Tokens-Saved", 0)) or reused
+    return Heard(text, level, ending, collapsed, saved, headers.get("X-Cache-Key"))
 
 
 def data_of(line: str) -> str | None:
@@ -78,33 +109,3 @@ def _spoken(text: Any) -> str:
     if not isinstance(text, str) or not text.strip():
         raise BadAnswerError("the answer has no content")
     return text
-
-
-class Tally:
-    """How many answers of each scenario came from each level."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[tuple[str, str]] = Counter()
-
-    def add(self, scenario: str, level: str, count: int = 1) -> None:
-        """Count answers."""
-        self._counts[scenario, level] += count
-
-    def take(self) -> list[tuple[str, str, int]]:
-        """All counts; the tally is empty afterwards. For handing them to another process."""
-        taken = [(scenario, level, n) for (scenario, level), n in self._counts.items()]
-        self._counts.clear()
-        return taken
-
-    def rows(self) -> list[tuple[str, int, dict[str, float]]]:
-        """Scenario, answers, share of each level; the sum of all scenarios last."""
-        scenarios = sorted({scenario for scenario, _ in self._counts})
-        rows = [(name, self._shares([name])) for name in scenarios]
-        if len(scenarios) > 1:
-            rows.append(("all", self._shares(scenarios)))
-        return [(name, total, shares) for name, (total, shares) in rows]
-
-    def _shares(self, scenarios: list[str]) -> tuple[int, dict[str, float]]:
-        at = {level: sum(self._counts[name, level] for name in scenarios) for level in LEVELS}
-        total = sum(at.values())
-        return total, {level: count / total for level, count in at.items()}

@@ -1,4 +1,4 @@
-"""What users ask, as data: four habits, each an endless row of requests. Pure.
+"""What users ask, as data: seven habits, each an endless row of requests. Pure.
 
 * :class:`Faq`: few questions, asked by everybody, some far oftener than others. The response store
   should answer almost all of them.
@@ -7,13 +7,18 @@
   should have the table.
 * :class:`Streaming`: the same as the first, read word by word, so that streams fill the store and
   are answered from it.
+* :class:`Stampede`: everybody asks the same new question at the same moment. One computation should
+  serve them all.
+* :class:`Batch`: a list of small jobs under one batch id, worked through by several clients, each in
+  its own order. What one had answered the others should find.
+* :class:`Tenants`: the same questions from several tenants. Each should find its own answers only.
 
 The same seed gives the same requests (a conversation: given the same answers).
 """
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -45,6 +50,18 @@ TURNS: Final = (
 NAMES: Final = ("John Doe", "Jane Smith", "Ada Brown", "Ravi Patel", "Mei Chen", "Luis Ortega")
 OCCUPATIONS: Final = ("Engineer", "Doctor", "Teacher", "Baker", "Pilot", "Librarian")
 COUNTRIES: Final = ("USA", "Canada", "Kenya", "India", "China", "Peru")
+REVIEWS: Final = (
+    "The spade broke on the first day.",
+    "A good hose, it does not leak.",
+    "The gloves are too small for me.",
+    "Sharp, light and well made.",
+    "It came late and in the wrong colour.",
+    "My neighbours want one too.",
+    "The handle is loose.",
+    "Does what it says.",
+)
+ROUND_S: Final = 8.0
+"""Time from one stampede to the next."""
 COLUMNS: Final = ("age", "occupation", "country")
 
 
@@ -184,6 +201,76 @@ class Streaming:
             headers["X-Cache-Reuse"] = "false"
         messages = ({"role": "user", "content": question},)
         return Ask("streaming", messages, headers, stream=True, max_tokens=24)
+
+    def heard(self, answer: str) -> None:
+        """See :class:`Habit`."""
+
+
+class Stampede:
+    """One new question every ``every_s`` seconds, the same for all whatever their seed.
+
+    ``now`` is the wall clock in seconds, so that users in other processes ask the same.
+    """
+
+    def __init__(self, seed: int, *, now: Callable[[], float], every_s: float = ROUND_S) -> None:
+        self.seed = seed
+        self._now = now
+        self._every_s = every_s
+
+    def ask(self) -> Ask:
+        """See :class:`Habit`."""
+        number = int(self._now() // self._every_s)
+        question = f"News number {number} is out. {TURNS[number % len(TURNS)]}"
+        messages = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": question})
+        return Ask("stampede", messages, {}, kv_cache={"enabled": True, "ttl": 300})
+
+    def heard(self, answer: str) -> None:
+        """See :class:`Habit`."""
+
+    def until_next_s(self) -> float:
+        """How long to wait so that all ask at once."""
+        return self._every_s - self._now() % self._every_s
+
+
+class Batch:
+    """Reviews to be judged, batch after batch, each user in an order of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self._chance = random.Random(f"batch:{seed}")
+        self._number = 0
+        self._left: list[str] = []
+
+    def ask(self) -> Ask:
+        """See :class:`Habit`."""
+        if not self._left:
+            self._number += 1
+            self._left = self._chance.sample(REVIEWS, len(REVIEWS))
+        content = f"Customer {self._number} writes: {self._left.pop()} Is that praise or blame?"
+        wish = {
+            "enabled": True,
+            "batch_mode": True,
+            "batch_id": f"reviews-{self._number}",
+            "share": True,
+        }
+        messages = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": content})
+        return Ask("batch", messages, {}, kv_cache=wish, max_tokens=8)
+
+    def heard(self, answer: str) -> None:
+        """See :class:`Habit`."""
+
+
+class Tenants:
+    """The frequent questions again, with a name for the entry that all tenants use alike."""
+
+    def __init__(self, seed: int) -> None:
+        self._chance = random.Random(f"tenants:{seed}")
+
+    def ask(self) -> Ask:
+        """See :class:`Habit`."""
+        question = _often_the_first(self._chance, QUESTIONS[:6])
+        wish = {"enabled": True, "cache_key": f"faq:{_digest(question)}", "ttl": 3600}
+        messages = ({"role": "user", "content": question},)
+        return Ask("tenants", messages, {}, kv_cache=wish)
 
     def heard(self, answer: str) -> None:
         """See :class:`Habit`."""

@@ -1,4 +1,4 @@
-"""What the load test takes for an answer, and how it counts."""
+"""What the load test takes for an answer, and what it reads from one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from loadtest.answers import BadAnswerError, Tally, heard, heard_stream
+from loadtest.answers import BadAnswerError, heard, heard_stream
 
 HEADERS = {
     "X-Cache-Hit": "true",
@@ -66,22 +66,33 @@ def test_a_stream_that_says_nothing_or_an_error_is_refused(line: str, why: str) 
         heard_stream(200, HEADERS, [line])
 
 
-def test_a_tally_gives_shares_by_scenario_and_the_sum() -> None:
-    tally = Tally()
-    tally.add("faq", "response", 3)
-    tally.add("faq", "none")
-    tally.add("chat", "prefix", 4)
-    assert tally.rows() == [
-        ("chat", 4, {"response": 0.0, "prefix": 1.0, "none": 0.0}),
-        ("faq", 4, {"response": 0.75, "prefix": 0.0, "none": 0.25}),
-        ("all", 8, {"response": 0.375, "prefix": 0.5, "none": 0.125}),
-    ]
+def test_an_answer_says_how_it_ended_and_what_it_saved() -> None:
+    body = json.dumps(
+        {"choices": [{"message": {"content": "Hello."}, "finish_reason": "length"}]}
+    ).encode()
+    said = {**HEADERS, "X-Cache-Tokens-Saved": "64", "X-Cache-Key": "k"}
+    answer = heard(200, said, body)
+    assert (answer.ending, answer.tokens_saved, answer.key) == ("length", 64, "k")
+    assert (answer.collapsed, answer.place) == (False, "prefix")
 
 
-def test_what_was_taken_from_a_tally_fills_another() -> None:
-    one, other = Tally(), Tally()
-    one.add("faq", "none")
-    for scenario, level, count in one.take():
-        other.add(scenario, level, count)
-    assert one.rows() == []
-    assert other.rows() == [("faq", 1, {"response": 0.0, "prefix": 0.0, "none": 1.0})]
+def test_an_answer_read_along_with_anothers_is_counted_as_such() -> None:
+    said = {**HEADERS, "Cache-Status": "kvgate; fwd=uri-miss; collapsed; detail=prefix"}
+    assert heard(200, said, BODY).place == "collapsed"
+
+
+def test_a_streams_reuse_stands_in_its_last_chunk() -> None:
+    none = {**HEADERS, "X-Cache-Hit": "false", "X-Cache-Level": "none"}
+    end = 'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}'
+    usage = 'data: {"choices": [], "usage": {"prompt_cache_hit_tokens": 32}}'
+    answer = heard_stream(200, none, [chunk("Hello."), end, usage, "data: [DONE]"])
+    assert (answer.level, answer.ending, answer.tokens_saved) == ("prefix", "stop", 32)
+    answer = heard_stream(200, none, [chunk("Hello."), end, "data: [DONE]"])
+    assert (answer.level, answer.ending, answer.tokens_saved) == ("none", "stop", 0)
+
+
+def test_a_stored_streams_usage_is_not_taken_for_reuse() -> None:
+    stored = {**HEADERS, "X-Cache-Level": "response", "X-Cache-Tokens-Saved": "70"}
+    usage = 'data: {"choices": [], "usage": {"prompt_cache_hit_tokens": 32}}'
+    answer = heard_stream(200, stored, [chunk("Hello."), usage, "data: [DONE]"])
+    assert (answer.level, answer.tokens_saved) == ("response", 70)

@@ -7,12 +7,16 @@ from itertools import islice, pairwise
 import pytest
 
 from loadtest.workloads import (
+    REVIEWS,
     Ask,
+    Batch,
     Conversation,
     Faq,
     Habit,
     SharedDocument,
+    Stampede,
     Streaming,
+    Tenants,
     asks,
     table,
 )
@@ -22,7 +26,7 @@ from policies.keys import Principal
 from policies.plan import decide
 from policies.rules import default_rules
 
-HABITS = (Faq, Conversation, SharedDocument, Streaming)
+HABITS = (Faq, Conversation, SharedDocument, Streaming, Batch, Tenants)
 
 
 def first(habit: Habit, count: int = 50) -> list[Ask]:
@@ -104,3 +108,33 @@ def test_streams_ask_for_their_usage_and_sometimes_for_a_new_answer() -> None:
     assert all(ask.body("m")["stream_options"] == {"include_usage": True} for ask in found)
     anew = sum("X-Cache-Reuse" in ask.headers for ask in found)
     assert 5 < anew < 50
+
+
+def test_a_stampede_asks_the_same_new_question_of_all_in_each_round() -> None:
+    now = 100.0
+    users = [Stampede(seed, now=lambda: now, every_s=8) for seed in range(5)]
+    first_round = [user.ask() for user in users]
+    assert len({plan_of(ask) for ask in first_round}) == 1
+    assert users[0].until_next_s() == 4.0
+    now += users[0].until_next_s()
+    second_round = [user.ask() for user in users]
+    assert len({plan_of(ask) for ask in second_round}) == 1
+    assert plan_of(first_round[0]) != plan_of(second_round[0])
+
+
+def test_clients_of_a_batch_do_the_same_work_in_orders_of_their_own() -> None:
+    one, other = (first(Batch(seed), len(REVIEWS)) for seed in (1, 2))
+    assert [ask.messages for ask in one] != [ask.messages for ask in other]
+    assert {plan_of(ask) for ask in one} == {plan_of(ask) for ask in other}
+    assert len({plan_of(ask) for ask in one}) == len(REVIEWS)
+    assert all(ask.kv_cache and ask.kv_cache["batch_mode"] for ask in one)
+
+
+def test_a_new_batch_is_new_work() -> None:
+    asked = first(Batch(1), 2 * len(REVIEWS))
+    assert len({plan_of(ask) for ask in asked}) == len(asked)
+
+
+def test_tenants_name_their_entries_alike() -> None:
+    one, other = (first(Tenants(seed), 100) for seed in (1, 2))
+    assert {plan_of(ask) for ask in one} == {plan_of(ask) for ask in other}
