@@ -26,7 +26,7 @@ from rich.table import Table
 
 from loadtest import report
 from loadtest.client import PATH, PLACEHOLDER, Generator, Job, Load
-from loadtest.processes import Server, cores
+from loadtest.processes import Program, Server, cores
 from loadtest.stats import Spread, figure, percentile, ratios, spread
 
 CONNECTIONS: Final = (1, 16, 64)
@@ -78,7 +78,7 @@ class Bench:
         self._rounds = rounds
         self._seconds = seconds
 
-    def ask(self, server: Server, *, seconds: float | None = None, **job: Any) -> Run:
+    def ask(self, server: Program, *, seconds: float | None = None, **job: Any) -> Run:
         """One job against one server. Raises: RuntimeError when an answer was not a 200."""
         began_s = server.cpu_s()
         load = self._generator.run(Job(server.port, seconds=seconds or self._seconds, **job))

@@ -1,6 +1,7 @@
 """Servers as child processes: started, pinned to a core, waited for, ended by their own id."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,33 +10,45 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypedDict, Unpack
+
+from loadtest.neighbours import family
 
 HERE: Final = Path(__file__).resolve().parent
 START_S: Final = 30.0
 STOP_S: Final = 15.0
 
 
-class Server:
-    """``python -m MODULE ...`` on a free port of loopback. A context manager.
+class Kept(TypedDict, total=False):
+    """What :class:`Program` may be told besides."""
 
-    ``arguments`` may hold ``{port}``. What it prints goes to ``log``. Ready is when ``ready_path``
-    answers 200, or, without one, when the port takes connections.
+    core: int | None
+    ready_path: str | None
+    ready_s: float
+    environment: Mapping[str, str] | None
+    log: Path | None
+
+
+class Program:
+    """A command that serves on ``port`` of loopback. A context manager.
+
+    What it prints goes to ``log``. Ready is when ``ready_path`` answers 200, or, without one, when
+    the port takes connections.
     """
 
     def __init__(
         self,
-        module: str,
-        *arguments: str,
+        command: Sequence[str],
+        port: int,
+        *,
         core: int | None = None,
         ready_path: str | None = None,
         ready_s: float = START_S,
         environment: Mapping[str, str] | None = None,
         log: Path | None = None,
     ) -> None:
-        self.port = free_port()
-        self._command = [sys.executable, "-m", module]
-        self._command += [argument.format(port=self.port) for argument in arguments]
+        self.port = port
+        self._command = list(command)
         self._core = core
         self._ready_path = ready_path
         self._ready_s = ready_s
@@ -101,12 +114,31 @@ class Server:
         return f"{' '.join(self._command[1:])}\n{log}\nIt"
 
     def cpu_s(self) -> float:
-        """Seconds of processor time the server has used so far; 0 where the system does not say."""
+        """Seconds of processor time the server and its children used; 0 where nobody says."""
         try:
-            after_name = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            return sum(_cpu_s(pid) for pid in family(self.pid))
         except OSError:
             return 0.0
-        return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Server(Program):
+    """``python -m MODULE ...`` on a free port; ``arguments`` may hold ``{port}``."""
+
+    def __init__(self, module: str, *arguments: str, **kept: Unpack[Kept]) -> None:
+        port = free_port()
+        command = [sys.executable, "-m", module]
+        command += [argument.format(port=port) for argument in arguments]
+        super().__init__(command, port, **kept)
+
+
+def _cpu_s(pid: int) -> float:
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def end_properly() -> None:
+    """Let SIGTERM end this process like an exception, so that the servers it started end too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def free_port() -> int:
