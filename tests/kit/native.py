@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -91,6 +92,14 @@ def native_stage(
     cache = NativeCache(layout, blocks)
     model = NativeModel(library, weights, cache, threads=threads)
     return NativeStage(weights, NativeRunner(model, cache, tile_tokens=128))
+
+
+def poison(library: Library, weights: Weights, token: int, scale: float) -> None:
+    """Give the first 32 numbers of a token's embedding (of 8 bits) another scale."""
+    matrix, lanes = weights.embedding, library.lanes
+    assert matrix.bits == 8
+    tile = matrix.tiles + token // lanes * (matrix.inputs // 32) * 34 * lanes
+    ctypes.memmove(tile + 32 * lanes + 2 * (token % lanes), np.float16(scale).tobytes(), 2)
 
 
 def compiled(folder: Path, *flags: str, sources: Path | None = None) -> Library:

@@ -18,16 +18,15 @@ from torch import Tensor
 
 from engine.request import GenerationRequest, Pick, SamplingParams
 from engine.spans import Schedule
-from tests.kit.lab import Lab, P, Run
-from tests.kit.tiny_model import TinyLlama
+from tests.kit.lab import Lab, P, Run, lab_of
 
 SAMPLING = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 LENGTHS = (P - 1, P, P + 1, 2 * P)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "native"])
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return Lab(TinyLlama().write(tmp_path_factory.mktemp("tiny")), request.param)
+    return lab_of(request, tmp_path_factory.mktemp("tiny"))
 
 
 @dataclass

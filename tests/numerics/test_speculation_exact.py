@@ -17,16 +17,15 @@ from hypothesis import strategies as st
 
 from engine.request import GenerationRequest, NonFiniteError, SamplingParams
 from engine.scheduler import Schedule
-from tests.kit.lab import Lab, P, Run
-from tests.kit.tiny_model import TinyLlama
+from tests.kit.lab import Lab, P, Run, lab_of
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, top_logprobs=2)
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "native"])
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    made = Lab(TinyLlama().write(tmp_path_factory.mktemp("tiny")), request.param)
+    made = lab_of(request, tmp_path_factory.mktemp("tiny"))
     assert made.engine(4).scheduler.limits.exact_decode, "nothing to speculate on"
     return made
 
