@@ -24,7 +24,7 @@ from engine.kv.blob import fingerprint_of
 from engine.kv.layout import KvLayout
 
 _ENGINE: Final = Path(__file__).parent
-_COMPUTING: Final = ("models", "weights", "kv", "native", "batch.py", "runner.py")
+_COMPUTING: Final = ("models", "weights", "kv", "native", "batch.py", "kernels.py", "runner.py")
 _SOURCES: Final = frozenset({".py", ".c", ".h", ".cpp"})
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -62,9 +62,9 @@ class Desk:
             kv_disk_max=64 << 20,
         )
         service = make_service(config, wall_clock=time.time, on_fatal=pytest.fail)
-        self.engine: Any = service.engine
-        self.scheduler: Any = self.engine.scheduler
-        self.runner: Any = self.engine.runner
+        # the engine knows its runner and tiers by what it needs of them, the test looks further
+        self.engine = cast("Any", service.engine)
+        self.scheduler, self.runner = self.engine.scheduler, self.engine.runner
         self.cache = self.runner.cache
         assert self.scheduler.index.pool.total_blocks == 10
         assert self.runner.exact
