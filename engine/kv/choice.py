@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from engine.kv.costs import Average, PrefillCurve, ReadCurve, Trial
 from engine.request import Tier
 
+FEWEST_ROWS: Final = 16
+"""Of a step that is measured: what a step costs besides its rows would be taken for theirs."""
 _log = logging.getLogger("engine")
 
 
@@ -99,6 +101,8 @@ class Choice:
     def computed(self, prefills: Sequence[tuple[int, int]], seconds: float) -> None:
         """A step of prompts, (first position, rows) each, took so long."""
         rows = sum(count for _, count in prefills)
+        if rows < FEWEST_ROWS:
+            return
         for start, count in prefills:
             self.prefill.note(start=start, rows=count, seconds=seconds * count / rows)
 

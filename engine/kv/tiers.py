@@ -48,6 +48,7 @@ class Tiers:
     """The tiers below one pool. Without any, every call is a quick nothing.
 
     `clock` and the `now` of every call are one clock, that of the engine; `wall` is the wall clock.
+    `threads` are those of `read` and of the disk's writer, which `close` ends.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Tiers:
         warm: Memory | None = None,
         cold: Disk | None = None,
         read: Run = lambda work: work(),
-        threads: Seq[Executor] = (),
+        threads: tuple[Executor, Executor] | None = None,
     ) -> None:
         self.warm = warm
         self.cold = cold
@@ -295,8 +296,10 @@ class Tiers:
 
     def close(self, *, now: float, until: float) -> None:
         """Write what is worth it until the moment `until` (of `clock`), and end the threads."""
-        for thread in self._threads:
-            thread.shutdown(wait=True)
+        if self._threads is not None:
+            reader, writer = self._threads
+            reader.shutdown(cancel_futures=True)
+            writer.shutdown()
         if self.cold is None:
             return
         self._collect()

@@ -87,4 +87,5 @@ def test_a_step_of_several_prompts_is_divided_by_rows() -> None:
     assert choice.prefill.seconds(0, 1) == pytest.approx(0.1)
     assert choice.prefill.seconds(4096, 4097) == pytest.approx(0.1)
     choice.computed([], 4.0)
+    choice.computed([(0, 1)], 4.0)
     assert choice.prefill.tokens_per_s == pytest.approx(10)
