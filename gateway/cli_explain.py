@@ -138,12 +138,27 @@ def lines(told: Told) -> Iterator[str]:
     if (known := told.get("kv")) is not None:
         yield (
             f"KV         {known['backend']} would reuse {known['hit_tokens']:,} of the prompt's "
-            f"{known['tokens']:,} tokens"
+            f"{known['tokens']:,} tokens{_tiers(known)}"
         )
+        if (missed := known.get("missed")) is not None:
+            yield f"           no more: {_missed(missed)}"
     places = told.get("backends") or ()
     for number, place in enumerate(places):
         head = "backend" if number == 0 else "  then"
         yield f"{head:<10} {place['backend']} ({place['state']}), model {place['model']}"
+
+
+def _tiers(known: Told) -> str:
+    held = {tier: count for tier, count in (known.get("tiers") or {}).items() if count}
+    return f" ({', '.join(f'{tier} {count:,}' for tier, count in held.items())})" if held else ""
+
+
+def _missed(missed: Told) -> str:
+    """Why a prompt's KV is not there, or not all of it, as the engine says it."""
+    text = f"{missed['reason']} from token {missed['at_token']:,} on"
+    if missed.get("cause") is not None and missed.get("ago_s") is not None:
+        text += f" ({missed['cause']}, {span(missed['ago_s'])} ago)"
+    return text
 
 
 def _by(told: Told, verdict: str) -> str:

@@ -82,9 +82,9 @@ class Explainer:
     ) -> dict[str, Any]:
         """Everything as JSON. Raises: RequestError, ClientFault, StoreError, as the call itself."""
         target = self._router.target(call.model)
+        directive = replace(directive, debug=True)  # so that a miss is told with all that is known
         fit = await self._contexts.foresee(call, directive, principal)
         plan = fit.plan(directive, principal, self._rules, target.model)
-        explained = replace(plan, debug=True)  # so that a miss is told with all that is known
         told: dict[str, Any] = {
             "object": "cache.explanation",
             "endpoint": call.endpoint,
@@ -93,10 +93,10 @@ class Explainer:
             "stream": call.stream,
             "plan": shown_plan(plan),
         }
-        found, in_the_air = await self.find(explained), self._flies(plan)
+        found, in_the_air = await self.find(plan), self._flies(plan)
         verdict = _verdict(plan, found, in_the_air=in_the_air)
         if plan.enabled and not call.stream and is_list(call) and not found.served:
-            told["inputs"] = inputs = await self._inputs(fit.call, for_list(explained))
+            told["inputs"] = inputs = await self._inputs(fit.call, for_list(plan))
             served = sum(inputs["states"].get(state, 0) for state in ("fresh", "stale"))
             if served and verdict != "refused":
                 verdict = "hit" if served == inputs["different"] else "partial"

@@ -65,11 +65,16 @@ class Backend(Computes, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KnownPrefix:
-    """Of a prompt's tokens, so many leading ones are in this backend's KV cache now."""
+    """Of a prompt's tokens, so many leading ones are in this backend's KV cache now.
+
+    ``tiers`` says where, ``missed`` why no more: as the backend says it, where it does.
+    """
 
     backend: str
     tokens: int
     hit_tokens: int
+    tiers: Mapping[str, Any] | None = None
+    missed: Mapping[str, Any] | None = None
 
 
 @runtime_checkable

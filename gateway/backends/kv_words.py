@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from gateway.backends.base import KnownPrefix
 from policies.call import Call
 from policies.plan import Plan
 
@@ -45,4 +46,17 @@ def lookup_wish(call: Call, plan: Plan) -> Json | None:
     name = {"chat": "messages", "completions": "prompt"}.get(call.endpoint)
     if name is None or not plan.reuse_prefix:
         return None
-    return {name: call.body[name], **salts(plan)}
+    own = {"own_salts": list(plan.kv.own_salts)} if plan.kv.own_salts else {}
+    return {name: call.body[name], **salts(plan), **own}
+
+
+def known_prefix(backend: str, said: Json) -> KnownPrefix:
+    """What was answered to that."""
+    tiers, missed = said.get("tiers"), said.get("missed")
+    return KnownPrefix(
+        backend,
+        int(said.get("tokens", 0)),
+        int(said.get("hit_tokens", 0)),
+        tiers if isinstance(tiers, dict) else None,
+        missed if isinstance(missed, dict) else None,
+    )

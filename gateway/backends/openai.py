@@ -15,7 +15,7 @@ import orjson
 
 from gateway.backends.base import Forwarded, KnownPrefix
 from gateway.backends.dialects import Dialect, spoken, usage_of, with_reuse
-from gateway.backends.kv_words import lookup_wish
+from gateway.backends.kv_words import known_prefix, lookup_wish
 from gateway.backends.lanes import Lanes
 from gateway.backends.retry_after import retry_after_s
 from gateway.backends.waits import Timeouts, Waits
@@ -180,7 +180,7 @@ class OpenAIBackend:
         if self._dialect != "kvgate" or wish is None:
             return None
         said = await self._kv("lookup", wish, "looked up nothing")
-        return KnownPrefix(self.name, int(said.get("tokens", 0)), int(said.get("hit_tokens", 0)))
+        return known_prefix(self.name, said)
 
     async def kv_stats(self) -> Json | None:
         """See :meth:`gateway.backends.base.Backend.kv_stats`."""

@@ -126,7 +126,11 @@ def test_everything_that_can_be_told_has_its_line() -> None:
     }  # fmt: skip
     told = {
         "verdict": "stale", "endpoint": "chat", "model": "m", "plan": plan, "response": response,
-        "kv": {"backend": "eng", "tokens": 1000, "hit_tokens": 32},
+        "kv": {
+            "backend": "eng", "tokens": 1000, "hit_tokens": 96,
+            "tiers": {"hot": 32, "warm": 64, "cold": 0},
+            "missed": {"reason": "evicted", "at_token": 96, "cause": "capacity", "ago_s": 70.0},
+        },
         "inputs": {"different": 3, "states": {"fresh": 2, "absent": 1}},
         "backends": [
             {"backend": "eng", "state": "up", "model": "m"},
@@ -140,7 +144,8 @@ def test_everything_that_can_be_told_has_its_line() -> None:
         "plan       chat, model m, key k",
         "           reads not, stores not; tier hot, ttl 60 s, priority low, lane batch",
         "unknown    X-Cache-Odd",
-        "KV         eng would reuse 32 of the prompt's 1,000 tokens",
+        "KV         eng would reuse 96 of the prompt's 1,000 tokens (hot 32, warm 64)",
+        "           no more: evicted from token 96 on (capacity, 1m 10s ago)",
         "backend    eng (up), model m",
         "  then     spare (down), model n",
     ]

@@ -9,6 +9,10 @@ from tests.kit.service import QUESTION, serving
 
 ASKED = {"model": "m", "messages": QUESTION, "kv_cache": {"enabled": True}}
 EXPLAIN = "/v1/cache/explain"
+MISSED = {"reason": "diverged", "at_token": 32}
+KNOWN = {
+    "backend": "eng", "tokens": 40, "hit_tokens": 32, "tiers": {"hot": 32}, "missed": MISSED,
+}  # fmt: skip
 
 
 async def test_a_store_that_fails_is_told(monkeypatch: Any) -> None:
@@ -26,7 +30,7 @@ async def test_the_engine_says_what_it_would_reuse() -> None:
         wish = {"name": "eng", "base_url": engine.url, "models": ["m"], "dialect": "kvgate"}
         async with serving(backends=[wish]) as service:
             told = (await service.send("POST", EXPLAIN, ASKED)).body
-            assert told["kv"] == {"backend": "eng", "tokens": 40, "hit_tokens": 32}
+            assert told["kv"] == KNOWN
             (lookup,) = engine.asked
             assert lookup["messages"] == QUESTION
             assert len(lookup["salt"]) == 64
@@ -69,7 +73,7 @@ async def test_an_entry_tells_what_made_it_and_what_the_engine_has_of_its_prompt
                 "made_by"
             ]["reasons"]
             told = (await service.send("GET", f"{path}&kv=true")).body
-            assert told["kv"] == {"backend": "eng", "tokens": 40, "hit_tokens": 32}
+            assert told["kv"] == KNOWN
             assert engine.asked[-1]["messages"] == QUESTION
             await service.chat({"enabled": True, "cache_key": "half", "context_aware": False})
             page = await service.send("GET", "/v1/cache/entries?prefix=half")

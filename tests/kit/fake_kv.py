@@ -25,7 +25,9 @@ class FakeKv:
 
     async def _lookup(self, request: web.Request) -> web.Response:
         self.asked.append(await request.json())
-        said = {"tokens": self.tokens, "hit_tokens": self.hit_tokens}
+        said: dict[str, Any] = {"tokens": self.tokens, "hit_tokens": self.hit_tokens}
+        said["tiers"] = {"hot": self.hit_tokens}
+        said["missed"] = {"reason": "diverged", "at_token": self.hit_tokens}
         return web.json_response(said, status=self.status)
 
     async def _stats(self, _: web.Request) -> web.Response:
