@@ -341,10 +341,9 @@ class Statistics:
             sums_spent = Spent(**dict(zip(_SPENT, spent, strict=True)))
             read.spent(Purpose(errand, tier, model, tenant)).merge(sums_spent)
         for *names, sums, within in data["groups"]:
-            if len(sums) != len(_SUMS) or len(within) != len(BUCKETS_S) + 1:
-                raise ValueError("a tally of another version")
+            named = dict(zip(_SUMS, sums, strict=True))
             # Its names are bounded already, by who counted.
-            read._groups[Group(*names)] = Tally(*sums, within=within)
+            read._groups[Group(*names)] = Tally(**named, within=list(within))
         return read
 
     def _bounded(self, kind: str, name: str) -> str:

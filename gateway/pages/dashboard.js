@@ -104,7 +104,7 @@ function hello(facts) {
   const several = facts.workers > 1;
   for (const note of document.querySelectorAll(".here")) note.hidden = !several;
   const workers = several
-    ? ` Counters, tiers and keys are the sum of ${facts.workers} workers; curves began with worker ${facts.worker}, which answers this page.`
+    ? ` Counters, tiers and keys are the sum of ${facts.workers} workers; what the curves remember is worker ${facts.worker}'s, which answers this page.`
     : "";
   say($("facts"), `kvgate ${facts.version}, up since ${new Date(facts.started * 1000).toLocaleString()}.${workers}`);
   patterns(facts.patterns);

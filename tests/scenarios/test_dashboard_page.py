@@ -4,6 +4,8 @@ Real sockets, a scripted upstream. What a number should look like is asked of th
 ``format.js``, whose texts are tested here as well.
 """
 
+import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,11 +13,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
+from openai import OpenAI
 from playwright.async_api import Browser, Page, expect
 
 from tests.kit.browser import browsing, needs_chromium
 from tests.kit.scripted_backend import Gate
 from tests.kit.scripted_upstream import Reply, ScriptedUpstream
+from tests.kit.served import Served
 from tests.kit.service import Service, serving
 
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
@@ -36,7 +40,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def looking(
-    browser: Browser, service: Service, *, key: str | None = None, **context: Any
+    browser: Browser, service: Service | Served, *, key: str | None = None, **context: Any
 ) -> AsyncIterator[Page]:
     """A page that shows the dashboard. Whatever the page's scripts complain of fails the test."""
     wrong: list[str] = []
@@ -360,6 +364,27 @@ async def test_no_rule_of_accessible_pages_is_broken(browser: Browser, scheme: A
                 await page.locator(name).locator("..").locator("summary").first.click()
             found = await axe.run(page)
             assert not found.violations_count, found.generate_report()
+
+
+async def test_the_kv_cache_of_the_real_engine_is_on_the_page(
+    browser: Browser, kvgate: Served, client: OpenAI
+) -> None:
+    messages: list[Any] = [{"role": "user", "content": "Count the herons. " * 20}]
+    for _ in range(2):
+        await asyncio.to_thread(
+            client.chat.completions.create,
+            model="default",
+            messages=messages,
+            max_tokens=2,
+            temperature=0,
+        )
+    async with looking(browser, kvgate) as page:
+        await ready(page)
+        engine = page.locator("#backends li").filter(has_text="embedded")
+        await expect(engine).to_contain_text(re.compile(r"KV [1-9][\d,]* of [\d,]+ tokens"))
+        await expect(engine).to_contain_text("of prompt tokens reused")
+        stats = (await asyncio.to_thread(kvgate.get, "/v1/cache/stats"))[1]
+        await stat_is(page, "requests", await shown(page, "count", stats["requests"]))
 
 
 async def test_a_page_that_nobody_sees_lets_the_gateway_go(browser: Browser) -> None:
