@@ -137,7 +137,7 @@ class Chart {
     return {
       width: this.box.clientWidth,
       height: 220,
-      padding: [8, 4, 0, 0],
+      padding: [8, 18, 0, 0],
       legend: { show: false },
       cursor: { y: false, points: { show: false }, drag: { x: false, y: false } },
       scales: { x: { time: true, range: () => this.ends() }, y },
