@@ -49,6 +49,9 @@ class Runner(Protocol[_MadeT_co]):
     def forward(self, schedule: Schedule, /) -> _MadeT_co:
         """Logits of the last row of each span with `sample`, in order. Raises `NonFiniteError`."""
 
+    def close(self) -> None:
+        """End what runs for it, such as threads: no step will come. May be called twice."""
+
 
 class Sampler(Protocol[_TakenT_contra]):
     """Chooses tokens."""
@@ -179,9 +182,12 @@ class Engine(Generic[LogitsT]):
             self._wake.notify()
         if self._thread is not None:
             self._thread.join(timeout_s)
-        if self.scheduler.tiers is not None and not (self._thread and self._thread.is_alive()):
+            if self._thread.is_alive():
+                return  # in a long step: what that uses stays
+        if self.scheduler.tiers is not None:
             now = self._clock()
             self.scheduler.tiers.close(now=now, until=now + timeout_s)
+        self.runner.close()
 
     def _run(self) -> None:
         try:

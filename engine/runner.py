@@ -52,6 +52,9 @@ class Runner:
     def exact(self) -> bool:
         return self.shapes.attention
 
+    def close(self) -> None:
+        """Nothing: torch's threads are the process's."""
+
     @torch.inference_mode()
     def forward(self, schedule: Schedule) -> Tensor:
         """Compute the schedule's rows: keys and values go into the pool.

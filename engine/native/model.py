@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +150,7 @@ class NativeModel:
         self.config = config
         self.threads = min(threads, MOST_THREADS)
         self._library = library
+        self._process = os.getpid()
         self._kept = (weights, cache)
         shape = CShape(
             config.layers,
@@ -175,15 +177,21 @@ class NativeModel:
         )
 
     def forward(self, call: CCall, *, threads: int) -> int:
-        """Compute a call's rows; returns for how many ns the first thread waited for others."""
+        """Compute a call's rows; returns for how many ns the first thread waited for others.
+
+        In a fork there is no crew: its one thread computes the same bits alone.
+        """
         assert self._handle is not None
-        return self._library.forward(self._handle, call, threads)
+        return self._library.forward(self._handle, call, threads if self._is_ours() else 1)
 
     def close(self) -> None:
         """End the crew. May be called twice."""
-        if self._handle is not None:
+        if self._handle is not None and self._is_ours():
             self._library.free(self._handle)
-            self._handle = None
+        self._handle = None
+
+    def _is_ours(self) -> bool:
+        return self._process == os.getpid()
 
     def __del__(self) -> None:
         self.close()

@@ -75,6 +75,10 @@ class NativeRunner:
             raise NonFiniteError(one for one, good in zip(sampled, fine, strict=True) if not good)
         return torch.from_numpy(logits)
 
+    def close(self) -> None:
+        """End the crew of threads. May be called twice."""
+        self.model.close()
+
     def _run(
         self, pieces: list[Piece], wanted: dict[tuple[int, int], int], logits: NDArray[np.float32]
     ) -> list[Sequence]:

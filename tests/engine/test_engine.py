@@ -114,6 +114,7 @@ async def test_three_failing_steps_in_a_row_end_the_engine_and_everybody_hears_i
     with pytest.raises(NotReadyError):
         await one.engine.ask(lambda scheduler: None)
     one.engine.close()
+    assert one.runner.closed == 1, "its threads end too"
 
 
 async def test_the_first_forward_that_fails_ends_an_engine_of_several_ranks() -> None:

@@ -115,6 +115,9 @@ class Load:
         self.requests: dict[str, GenerationRequest] = {}
         self.said: dict[str, list[int]] = {}
 
+    def close(self) -> None:
+        """It has no threads."""
+
     def forward(self, schedule: Schedule, /) -> list[bytes]:
         self.step_rows.append(schedule.rows)
         self.tiles += -(-schedule.rows // TILE)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from engine.native.library import Library
 from tests.kit.tiny_model import TinyLlama
 
 ROOT = Path(__file__).parents[2]
@@ -212,3 +213,39 @@ def test_importing_the_engine_imports_no_torch() -> None:
     code = f"import sys, importlib; [importlib.import_module(n) for n in {names.split()!r}]"
     code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_native_kernels_are_compiled_once_and_start_again_with_the_same_answer(
+    native: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends it, its threads with it; the next start finds what the first one compiled."""
+    monkeypatch.setenv("KVGATE_CACHE_DIR", str(tmp_path / "cache"))
+    tiny = TinyLlama(heads=2, kv_heads=1).write(tmp_path / "tiny")
+    body = {"model": "tiny", "prompt": [5, 6, 7] * 30, "max_tokens": 8, "temperature": 0}
+    texts, made = [], []
+    for turn in range(2):
+        where = tmp_path / str(turn)
+        where.mkdir()
+        with started(tiny, where, "--kernels", "native", "--threads", "2") as child:
+            answer = child.post("/v1/completions", body)
+            texts.append(answer["choices"])
+            with urllib.request.urlopen(f"{child.url}/kv/stats") as response:
+                assert json.loads(response.read())["kernels"] == "native"
+            code, said = child.end(signal.SIGINT)
+        assert code == 0, said
+        assert "Traceback" not in said
+        (library,) = (tmp_path / "cache" / "native").iterdir()
+        made.append(library.stat().st_mtime_ns)
+    assert texts[0] == texts[1]
+    assert made[0] == made[1]
+
+
+def test_native_kernels_that_cannot_be_had_are_one_line_and_exit_code_78(
+    model: Path, tmp_path: Path
+) -> None:
+    with started(model, tmp_path, "--kernels", "native") as child:
+        _, said = child.process.communicate(timeout=120)
+    assert child.process.returncode == 78
+    wanted = "kvgate engine: kernels: native was asked for, but "
+    assert [line for line in said.splitlines() if line.startswith(wanted)]
+    assert "Traceback" not in said

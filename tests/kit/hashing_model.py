@@ -64,6 +64,9 @@ class HashingModel:
 
     # -- Runner and Sampler --------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """It has no threads."""
+
     def forward(self, schedule: Schedule, /) -> list[bytes]:
         logits = []
         for span in schedule.spans:

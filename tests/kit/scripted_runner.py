@@ -50,6 +50,10 @@ class ScriptedRunner:
         self.before_step: Callable[[Schedule], None] = lambda schedule: None
         self.token_for: Callable[[int, int], int] = choose
         self.rows_computed = 0
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
 
     def forward(self, schedule: Schedule, /) -> list[int]:
         self.before_step(schedule)

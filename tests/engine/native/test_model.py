@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +188,35 @@ def test_a_model_that_nobody_holds_ends_its_threads(native: Library, weights: We
     assert len(born) == 3
     del stage
     assert_ended(born)
+
+
+FORKED = """
+import os, sys
+from pathlib import Path
+from engine.native.library import Library
+from tests.kit.native import native_stage, read_weights
+from tests.kit.stage import sequence
+from tests.kit.tiny_model import TinyLlama
+
+library = Library(Path(sys.argv[1]))
+weights = read_weights(library, TinyLlama(heads=2, kv_heads=1).write(Path(sys.argv[2])))
+stage, one = native_stage(library, weights, threads=3), sequence(list(range(40)), [0, 1])
+wanted = stage.in_steps(one)
+stage.runner.crowd.active = 3
+if child := os.fork():
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert stage.in_steps(one).equal(wanted)
+    print("parent and child agree")
+else:
+    assert stage.in_steps(one).equal(wanted)
+    stage.runner.close()
+"""
+
+
+def test_a_fork_has_no_crew_and_computes_alone_and_exactly(native: Library, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORKED, str(native.path), str(tmp_path / "tiny")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "parent and child agree", done.stderr
 
 
 def test_more_threads_than_it_can_hold_are_as_many_as_it_can(

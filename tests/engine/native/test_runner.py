@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from engine import kernels
+from engine.config import EngineConfig
+from engine.loading import make_service
 from engine.native.library import Library
 from engine.native.model import MOST_ROWS, Weights
-from engine.native.runner import _calls
+from engine.native.runner import NativeRunner, _calls
 from engine.scheduler import Schedule, Span
 from tests.kit.native import NativeStage, native_stage, read_weights
 from tests.kit.stage import sequence
@@ -112,3 +117,27 @@ def test_the_pool_alone_is_what_a_sequence_remembers(native: Library, weights: W
         other.cache.import_block(there, one.cache.export_block(here))
     assert torch.equal(other.in_steps(moved, start=96), wanted[96:])
     assert np.array_equal(other.kept(moved, 100), one.kept(first, 100))
+
+
+def test_closing_the_engine_ends_its_threads(
+    native: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "library", lambda: native)
+    folder = TINY.write(tmp_path / "tiny")
+    config = EngineConfig(model=str(folder), kernels="native", kv_memory=1 << 20, threads=3)
+    service = make_service(config, wall_clock=lambda: 0.0, on_fatal=pytest.fail)
+    runner = service.engine.runner
+    assert isinstance(runner, NativeRunner)
+    ended: list[int] = []
+    free = native.free
+
+    def noted(handle: int) -> None:
+        ended.append(handle)
+        free(handle)
+
+    monkeypatch.setattr(native, "free", noted)
+    handle = runner.model._handle
+    service.engine.close()
+    assert ended == [handle]
+    service.engine.close()
+    assert ended == [handle]
