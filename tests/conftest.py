@@ -38,12 +38,16 @@ def smollm_path() -> Path:
 @pytest.fixture(scope="session")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Library:
     """The native kernels, compiled once for all tests. Skips where they cannot be had."""
-    from engine.native.build import NoNativeError, library
+    from engine.native.build import NoNativeError, cpu_features, library
 
     folder = tmp_path_factory.mktemp("native")
+    try:
+        cpu_features()
+    except NoNativeError as error:
+        pytest.skip(f"no native kernels on this machine: {error}")
     try:
         return library({**os.environ, "KVGATE_CACHE_DIR": str(folder)})
     except NoNativeError as error:
         if os.environ.get("KVGATE_REQUIRE_COMPILER"):
             pytest.fail(f"KVGATE_REQUIRE_COMPILER is set, but {error}")
-        pytest.skip(f"no native kernels here: {error}")
+        pytest.skip(f"no native kernels without a compiler: {error}")
