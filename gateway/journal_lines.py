@@ -14,8 +14,9 @@ piece has no hash, as engines keep whole blocks only.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ from policies.call import Call
 from policies.conversation import CONTEXT_OF
 from policies.embeddings import is_list
 from policies.freshness import EntryMeta
-from policies.keys import entry_key
+from policies.keys import Scope, entry_key
 from policies.plan import Plan
 from policies.rules import Rules
 from policies.supersession import superseded
@@ -39,6 +40,8 @@ BLOCK_BYTES: Final = 512
 MOST_BLOCKS: Final = 8192
 """Of a prompt; what follows has no hashes."""
 HASH_BYTES: Final = 8
+REMEMBERED: Final = 1024
+"""Hashes of each kind that are not made anew: tenants, scopes and rules repeat."""
 TOLD: Final = frozenset(
     {
         "tiers",
@@ -61,6 +64,9 @@ class Hasher:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
+        self.tenant = lru_cache(REMEMBERED)(lambda name: self.of("tenant", name))
+        self.scope = lru_cache(REMEMBERED)(self._of_scope)
+        self._beginning = lru_cache(REMEMBERED)(self._of_beginning)
 
     def of(self, kind: str, *parts: str | bytes | None) -> str:
         """The hash of some parts; equal parts of different kinds have different hashes."""
@@ -68,7 +74,7 @@ class Hasher:
 
     def blocks(self, plan: Plan, text: bytes) -> list[str]:
         """The chain of ``text``, which begins with what it is shared under."""
-        last = self._hash("blocks", (entry_key(plan.scope, plan.model, None, None),))
+        last = self._beginning(plan.scope, plan.model)
         found = []
         for start in range(
             0, min(len(text) // BLOCK_BYTES, MOST_BLOCKS) * BLOCK_BYTES, BLOCK_BYTES
@@ -77,6 +83,12 @@ class Hasher:
             last = blake2b(piece, key=self._key, digest_size=HASH_BYTES).digest()
             found.append(last.hex())
         return found
+
+    def _of_scope(self, scope: Scope) -> str:
+        return self.of("scope", entry_key(scope, "", None, None))
+
+    def _of_beginning(self, scope: Scope, model: str) -> bytes:
+        return self._hash("blocks", (entry_key(scope, model, None, None),))
 
     def _hash(self, kind: str, parts: tuple[str | bytes | None, ...]) -> bytes:
         made = blake2b(key=self._key, digest_size=HASH_BYTES, person=kind.encode())
@@ -116,16 +128,16 @@ class Lines:
     ) -> None:
         self._hasher = hasher
         self._config = config
-        self._rules = rules
         self._names = names
         self._worker = worker
+        self._origin = lru_cache(REMEMBERED)(lambda because: origin(because, rules))
 
     def begin(self, *, at: float) -> dict[str, Any]:
         """The first line of a file."""
         config = self._config
         told = config.model_dump(mode="json", include=set(TOLD))
         shares = {
-            self._hasher.of("tenant", tenant.name): tenant.max_bytes
+            self._hasher.tenant(tenant.name): tenant.max_bytes
             for tenant in config.tenants
             if tenant.max_bytes is not None
         }
@@ -147,8 +159,8 @@ class Lines:
             "order": visit.order,
             "took_s": round(visit.seconds, 6),
             "endpoint": visit.endpoint,
-            "tenant": self._hasher.of("tenant", plan.scope.tenant),
-            "scope": self._scope(plan),
+            "tenant": self._hasher.tenant(plan.scope.tenant),
+            "scope": self._hasher.scope(plan.scope),
             "model": self._named("model", plan.model, self._names.models),
             "backend": self._backend(outcome.backend),
             "lane": plan.lane,
@@ -188,7 +200,7 @@ class Lines:
             "at": at,
             "order": order,
             "key": self._hasher.of("key", meta.key),
-            "tenant": self._hasher.of("tenant", meta.scope.tenant),
+            "tenant": self._hasher.tenant(meta.scope.tenant),
             "endpoint": meta.endpoint,
             "model": self._named("model", meta.model, self._names.models),
             "tier": meta.tier,
@@ -218,7 +230,7 @@ class Lines:
             "ttl_s": plan.ttl_s,
             "priority": plan.priority,
             "max_age_s": plan.max_age_s,
-            "by": dict(origins(plan, self._rules)),
+            "by": dict(origins(plan, self._origin)),
         }
 
     def _prompt(self, plan: Plan, call: Call) -> dict[str, Any]:
@@ -227,12 +239,9 @@ class Lines:
         if call.endpoint == "chat":
             said["turn"] = sum(message["role"] == "user" for message in call.messages)
         if plan.cache_key is not None:
-            parts = (self._scope(plan), plan.user, plan.cache_key)
+            parts = (self._hasher.scope(plan.scope), plan.user, plan.cache_key)
             said["conversation"] = self._hasher.of("talk", *parts)
         return said
-
-    def _scope(self, plan: Plan) -> str:
-        return self._hasher.of("scope", entry_key(plan.scope, "", None, None))
 
     def _backend(self, name: str | None) -> str | None:
         return None if name is None else self._named("backend", name, self._names.backends)
@@ -262,24 +271,25 @@ def prompt_text(call: Call) -> bytes:
     return b"\n".join(_json(part) for part in parts if part is not None)
 
 
-def origins(plan: Plan, rules: Rules) -> Iterator[tuple[str, str]]:
+def origins(plan: Plan, origin_of: Callable[[str], str]) -> Iterator[tuple[str, str]]:
     """Which rule decided about tier, ttl and priority, in the operator's words.
 
     ``request`` (the client said so), ``tier`` (what the tier brings), ``default``, ``shared``,
     ``prompt_type:NAME``, ``context:NAME``, ``key_prefix:NAME``; a name that the configuration does not
-    have is ``*``.
+    have is ``*``. ``origin_of`` a reason is :func:`origin`, or remembers it.
     """
     because = {reason.field: reason.because for reason in plan.reasons}
     tier = because.get("tier", "")
-    yield "tier", _origin(tier, rules)
+    yield "tier", origin_of(tier)
     for field in ("ttl_s", "priority"):
         said = because.get(field, "")
-        origin = _origin(said, rules)
-        follows = said == tier and not origin.startswith("key_prefix:")
-        yield field, "tier" if follows else origin
+        found = origin_of(said)
+        follows = said == tier and not found.startswith("key_prefix:")
+        yield field, "tier" if follows else found
 
 
-def _origin(because: str, rules: Rules) -> str:
+def origin(because: str, rules: Rules) -> str:
+    """The rule behind a plan's reason, in words that are the operator's."""
     prefixes = {rule.prefix for rule in rules.key_prefixes}
     for words, kind, known in (
         ("prompt type ", "prompt_type", rules.prompt_types),

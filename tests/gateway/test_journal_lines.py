@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import Config
-from gateway.journal_lines import BLOCK_BYTES, Hasher, Lines, Names, origins, prompt_text
+from gateway.journal_lines import BLOCK_BYTES, Hasher, Lines, Names, origin, origins, prompt_text
 from gateway.request_log import Answered, Visit
 from policies.call import parse_call
 from policies.keys import Principal
@@ -150,7 +150,8 @@ def test_every_decision_names_the_rule_that_made_it(
     kv_cache: object, tier: str, ttl_s: str, priority: str
 ) -> None:
     wish = kv_cache if isinstance(kv_cache, bool) else {"enabled": True, **kv_cache}  # type: ignore[dict-item]  # a literal above
-    found = dict(origins(asked("?", wish)[1], default_rules()))
+    rules = default_rules()
+    found = dict(origins(asked("?", wish)[1], lambda because: origin(because, rules)))
     if kv_cache == {"strategy": "adaptive"}:
         assert found["ttl_s"].startswith("context:")
         return
