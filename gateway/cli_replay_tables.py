@@ -166,12 +166,13 @@ def recommendations(advice: Sequence[Advice]) -> Table:
 def assumptions(runner: Runner, runs: Sequence[Run]) -> Iterator[str]:
     """What the figures rest on."""
     room = runs[0].setting.room
-    size = room.token_bytes * room.block_tokens
-    yield (
-        f"a block of KV is {room.block_tokens:.4g} tokens of {room.token_bytes:,} bytes: "
-        f"{_size(int(size))}; {room.blocks:,} blocks fit (--kv-token-bytes says otherwise)"
-    )
-    yield "answers are not counted as KV, only prompts; one cache stands for all engines"
+    if runs[0].blocks is not None:
+        size = room.token_bytes * room.block_tokens
+        yield (
+            f"a block of KV is {room.block_tokens:.4g} tokens of {room.token_bytes:,} bytes: "
+            f"{_size(int(size))}; {room.blocks:,} blocks fit (--kv-token-bytes says otherwise)"
+        )
+        yield "answers are not counted as KV, only prompts; one cache stands for all engines"
     if not isinstance(runner.trace, JournalTrace):
         yield "prompts only: what stored answers would have done, such a trace does not say"
         return
@@ -183,7 +184,10 @@ def assumptions(runner: Runner, runs: Sequence[Run]) -> Iterator[str]:
         "a call that is computed now and was not then takes as long as its original; "
         "tokens that backends reused are as they were for calls computed both times"
     )
-    yield "the optimum keeps what is wanted soonest; with answers of different sizes it is close to it"
+    yield (
+        "the optimum has the bytes of all tiers in one and keeps what is wanted soonest; with answers "
+        "of different sizes it is close to the best"
+    )
     there = [run.answers.replayed.there_before for run in runs if run.answers is not None]
     if there and there[0]:
         yield f"{there[0]:,} answers were there when the journal begins"

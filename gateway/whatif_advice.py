@@ -89,7 +89,7 @@ def _tier_size(runner: Runner, base: Setting, run: Run, tier: TierName) -> Itera
         because = (
             f"full: {run.answers.replayed.fills[TIERS.index(tier)].evictions:,} went for want of room"
             if grows
-            else f"never held more than {peak:,} bytes of answers that counted"
+            else f"in this journal it never held more than {peak:,} bytes"
         )
         if grows and best_run.totals["hits"] <= run.totals["hits"]:
             return
