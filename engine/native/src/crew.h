@@ -71,7 +71,8 @@ static int64_t now_ns(void) {
 static void gate(crew *c, int thread) {
     if (c->active == 1) return;
     const int seen = atomic_load_explicit(&c->gate, memory_order_acquire);
-    if (atomic_fetch_add(&c->arrived, 1) == c->active - 1) {
+    const int others = c->active - 1; /* read first: behind the last gate the next program may change it */
+    if (atomic_fetch_add(&c->arrived, 1) == others) {
         atomic_store(&c->arrived, 0);
         change(c, &c->gate, 1);
     } else {
