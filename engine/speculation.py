@@ -16,7 +16,8 @@ alone, and written over later: nobody else can find it.
 
 How many are worth a row: the chance of a guess is how often guesses with as long a match were right, of
 all sequences and of this one lately. Rows are handed to the best chances as long as the step gives more
-tokens for what it costs (`RowCost`).
+tokens for what it costs (`RowCost`). The more answer at once, the less a row is worth, and the longer
+everybody waits for a step: then there are none but those that would be padding.
 """
 
 from __future__ import annotations
@@ -51,11 +52,16 @@ class RowCost:
     fixed: float = 32.0
 
     def of(self, rows: int) -> float:
+        """What so many cost together."""
+        tiles = -(-rows // self.counts[-1]) if self.counts else 1
+        return self.fixed * max(1, tiles) + rows + self.padding(rows)
+
+    def padding(self, rows: int) -> int:
+        """Rows that the runner adds to so many."""
         if not self.counts:
-            return self.fixed + rows
-        tiles, rest = divmod(rows, self.counts[-1])
-        padded = self.counts[bisect_left(self.counts, rest)] if rest else 0
-        return self.fixed * max(1, tiles + bool(rest)) + tiles * self.counts[-1] + padded
+            return 0
+        rest = rows % self.counts[-1]
+        return self.counts[bisect_left(self.counts, rest)] - rest if rest else 0
 
 
 class Chances:
@@ -130,7 +136,10 @@ class Speculation:
         drafters = [_drafter(sequence) for sequence in decoding]
         for sequence, drafter in zip(decoding, drafters, strict=True):
             drafter.guesses = self._guesses(sequence, drafter)
-        shares = share_rows([self._chances_of(drafter) for drafter in drafters], self._cost)
+        rows = len(decoding)
+        most = max(2 * self._most - rows, self._cost.padding(rows))
+        chances = [self._chances_of(drafter) for drafter in drafters]
+        shares = share_rows(chances, self._cost, most)
         for sequence, drafter, share in zip(decoding, drafters, shares, strict=True):
             wanted = share or _probes(drafter)
             granted = room(sequence, wanted) if wanted else 0
@@ -218,10 +227,10 @@ class Speculation:
         return f"Speculation(most={self._most} {said} {self.answers!r})"
 
 
-def share_rows(chances: Seq[Seq[float]], cost: RowCost) -> list[int]:
+def share_rows(chances: Seq[Seq[float]], cost: RowCost, most: int) -> list[int]:
     """How many guesses each decoding sequence may have, by their chances (each: with all before it).
 
-    The best go first, and it ends where the step gives most tokens for its cost; of equals, the longer.
+    At most `most` together. The best go first, and it ends where the step gives most tokens for its cost; of equals, the longer.
     """
     rows = len(chances)
     heap = [(-own[0], number, 0) for number, own in enumerate(chances) if own]
@@ -229,7 +238,7 @@ def share_rows(chances: Seq[Seq[float]], cost: RowCost) -> list[int]:
     order: list[int] = []
     expected = float(rows)
     best, kept = expected / cost.of(rows), 0
-    while heap:
+    while heap and len(order) < most:
         chance, number, depth = heappop(heap)
         order.append(number)
         expected -= chance

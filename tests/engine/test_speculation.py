@@ -3,6 +3,7 @@
 from itertools import product
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,14 +35,15 @@ def test_a_step_is_padded_to_the_next_row_count_and_to_whole_tiles() -> None:
 def test_rows_that_are_padding_anyway_are_used_and_not_one_more() -> None:
     padded = RowCost((8, 16), fixed=32.0)
     hopeless = [[0.02] * 12]
-    assert share_rows(hopeless, padded) == [7]
-    assert share_rows([[0.9] * 12], padded) == [12]
-    assert share_rows([[], []], padded) == [0, 0]
+    assert share_rows(hopeless, padded, 20) == [7]
+    assert share_rows([[0.9] * 12], padded, 20) == [12]
+    assert share_rows([[], []], padded, 20) == [0, 0]
 
 
 def test_where_each_row_costs_the_best_chances_get_them() -> None:
-    assert share_rows([[0.9, 0.8, 0.1], [0.2]], NO_PADDING) == [2, 0]
-    assert share_rows([[0.05]], NO_PADDING) == [0]
+    assert share_rows([[0.9, 0.8, 0.1], [0.2]], NO_PADDING, 20) == [2, 0]
+    assert share_rows([[0.05]], NO_PADDING, 20) == [0]
+    assert share_rows([[0.9, 0.8], [0.85]], NO_PADDING, 2) == [1, 1]
 
 
 @given(
@@ -61,9 +63,34 @@ def test_no_other_sharing_gives_more_tokens_for_its_cost(
         )
         return expected / cost.of(len(chances) + sum(counts))
 
-    found = share_rows(chances, cost)
+    found = share_rows(chances, cost, 9)
     best = max(map(gain, product(*(range(len(own) + 1) for own in chances))))
     assert gain(tuple(found)) >= best - 1e-12
+
+
+@pytest.mark.parametrize(
+    ("streams", "cost", "most"),
+    [
+        (1, NO_PADDING, 8),
+        (8, NO_PADDING, 8),
+        (15, NO_PADDING, 1),
+        (16, NO_PADDING, 0),
+        (64, NO_PADDING, 0),
+        (60, RowCost((32, 64), fixed=32.0), 4),
+    ],
+)
+def test_the_more_answer_at_once_the_less_is_guessed(
+    streams: int, cost: RowCost, most: int
+) -> None:
+    made = Speculation(most=8, cost=cost)
+    ones = [decoding([1, 2] * 20, name=str(n), max_tokens=90) for n in range(streams)]
+    for _ in range(3):  # all is right: every guess seems worth it
+        made.draft(ones, all_room)
+        made.withdraw()
+        for one in ones:
+            made.judge(one, len(one.drafter.guesses))
+    made.draft(ones, all_room)
+    assert sum(one.drafted for one in ones) == most
 
 
 def test_chances_follow_what_happened() -> None:
