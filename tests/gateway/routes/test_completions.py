@@ -13,6 +13,7 @@ from openai import APIStatusError, AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from gateway.routes.completions import Completions
+from gateway.stations import Stations
 from gateway.store.base import Entry, Selector
 from tests.kit.scripted_upstream import (
     WORDS,
@@ -361,7 +362,8 @@ async def test_what_is_remembered_of_requests_is_bounded_by_what_they_weigh(
             super().__init__(**parts)
             built.append(self)
 
-    monkeypatch.setattr("gateway.app.Completions", Noted)
+    ways = Stations(completions=Noted)
+    monkeypatch.setattr("gateway.app.stations", lambda *_, **__: ways)
     async with serving() as service:
         for number in range(150):
             padding = b" " * 60_000 + str(number).encode()
