@@ -98,7 +98,7 @@ class Engine(Generic[LogitsT]):
         self._ranks_lost = False
         self._inbox: deque[Callable[[], list[TokenEvent]]] = deque()
         self._wake = threading.Condition()
-        self._closing = False
+        self._closing = self._failed = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sinks: dict[str, asyncio.Queue[TokenEvent]] = {}  # the event loop's own
@@ -186,7 +186,9 @@ class Engine(Generic[LogitsT]):
                 return  # in a long step: what that uses stays
         if self.scheduler.tiers is not None:
             now = self._clock()
-            self.scheduler.tiers.close(now=now, until=now + timeout_s)
+            # after a failure nobody knows what is in the pool: what is on disk already was sound
+            until = now if self._failed else now + timeout_s
+            self.scheduler.tiers.close(now=now, until=until)
         self.runner.close()
 
     def _run(self) -> None:
@@ -229,7 +231,7 @@ class Engine(Generic[LogitsT]):
 
     def _end(self, why: str) -> None:
         with self._wake:
-            self._closing = True
+            self._closing = self._failed = True
         self._close_all("The engine failed and is being restarted.")
         self._on_fatal(why)
 

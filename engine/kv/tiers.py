@@ -73,6 +73,7 @@ class Tiers:
         self._clock = clock
         self._wall = wall
         self._threads = threads
+        self._closed = False
         self._stocks: tuple[Stock, ...] = tuple(one for one in (warm, cold) if one is not None)
         self.choice = Choice((one.name for one in self._stocks), block_bytes=block_bytes)
         self._fetcher = Fetcher(fingerprint, block_bytes, clock, read)
@@ -295,7 +296,10 @@ class Tiers:
             self.cold.collect(now=self._wall())
 
     def close(self, *, now: float, until: float) -> None:
-        """Write what is worth it until the moment `until` (of `clock`), and end the threads."""
+        """Write what is worth it until the moment `until` (of `clock`), and end the threads. Once."""
+        if self._closed:
+            return
+        self._closed = True
         if self._threads is not None:
             reader, writer = self._threads
             reader.shutdown(cancel_futures=True)

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +131,24 @@ async def test_it_may_be_closed_twice(tmp_path: Path) -> None:
     async with running(tmp_path) as one:
         await one.ask(PROMPT)
         await asyncio.to_thread(one.engine.close)
+
+
+async def test_after_a_failure_nothing_more_is_written(tmp_path: Path) -> None:
+    one = Threaded(tmp_path)
+    failed: list[str] = []
+    one.engine = Engine(one.scheduler, one.runner, one.runner, on_fatal=failed.append)
+    one.engine.start()
+    one.tiers.idle = lambda *, now: False  # type: ignore[method-assign]  # nothing is written ahead
+    await one.ask(PROMPT)
+
+    def breaks(*, now: float) -> Schedule:
+        raise RuntimeError("lost")
+
+    one.scheduler.schedule = breaks  # type: ignore[method-assign]  # as a fault of the engine would
+    with suppress(AssertionError):
+        await one.ask((1, 2))
+    await asyncio.to_thread(one.engine.close)
+    assert failed == ["RuntimeError: lost"]
+    after = Threaded(tmp_path)
+    assert len(after.cold.shelf) < 4
+    after.tiers.close(now=0.0, until=0.0)
