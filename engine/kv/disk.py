@@ -115,9 +115,8 @@ class BlockFile:
         self._blocks = _open(self.folder / "blocks")
         if os.pread(self._index, RECORD_BYTES, 0) != self._head():
             self._begin()
-        os.truncate(self._index, (self.slots + 1) * RECORD_BYTES)  # a smaller `max` than last time
-        size = os.fstat(self._blocks).st_size
-        os.truncate(self._blocks, min(size, self.slots * geometry.slot_bytes))
+        _shorten(self._index, (self.slots + 1) * RECORD_BYTES)  # a smaller `max` than last time
+        _shorten(self._blocks, self.slots * geometry.slot_bytes)
 
     def _head(self) -> bytes:
         geometry = self.geometry
@@ -139,6 +138,8 @@ class BlockFile:
         for first in range(0, self.slots, _AT_ONCE):
             wanted = min(_AT_ONCE, self.slots - first)
             piece = os.pread(self._index, wanted * RECORD_BYTES, (first + 1) * RECORD_BYTES)
+            if not piece:
+                break
             for slot in range(first, first + len(piece) // RECORD_BYTES):
                 at = (slot - first) * RECORD_BYTES
                 record = _record_in(piece[at : at + RECORD_BYTES], slot)
@@ -217,6 +218,10 @@ def _record_in(data: bytes, slot: int) -> Record | None:
         turn=turn,
         shared=bool(shared),
     )
+
+
+def _shorten(file: int, most: int) -> None:
+    os.truncate(file, min(os.fstat(file).st_size, most))
 
 
 def _open(path: Path) -> int:

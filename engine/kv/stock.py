@@ -182,12 +182,12 @@ class Disk:
 
     def _recover(self, now: float) -> None:
         found = sorted(self.file.records(), key=lambda one: (one[1].used_at, one[0]))
-        free = set(range(self.file.slots))
+        used: set[int] = set()
         for slot, record in found:
             if record.expires_at <= now or record.key in self.shelf:
                 self.file.clear(slot)
                 continue
-            free.discard(slot)
+            used.add(slot)
             item = Item(
                 key=record.key,
                 parent=record.parent,
@@ -199,7 +199,20 @@ class Disk:
             )
             gone = self.shelf.put(item, now=now)
             assert gone is None, "there are as many places as slots"
-        self._free = sorted(free, reverse=True)  # a stack: low slots first, so the file stays short
+        self._fresh = max(used, default=-1) + 1  # slots from here on were never used
+        self._free = [slot for slot in range(self._fresh - 1, -1, -1) if slot not in used]
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that a block could be written to now."""
+        return len(self._free) + self.file.slots - self._fresh
+
+    def _slot(self) -> int:
+        """A free slot; those that were used before first, so that the file stays short."""
+        if self._free:
+            return self._free.pop()
+        self._fresh += 1
+        return self._fresh - 1
 
     @property
     def spare_writes(self) -> int:
@@ -244,11 +257,11 @@ class Disk:
                 self._vacate(victim)
             except OSError as error:  # its record stays, and is found to be wrong when it is read
                 self._failed(error, now=now)
-        if not self._free:  # slots in quarantine, or still being written
+        if not self.free_slots:  # slots in quarantine, or still being written
             self.shelf.remove(item)
             self.counts.dropped += 1
             return False
-        item.place = self._free.pop()
+        item.place = self._slot()
         item.held = (header, goods.payload)
         self._writing += 1
         self._run(lambda: self._write(item, header, goods.payload, now))

@@ -124,7 +124,7 @@ class Traffic:
         assert tiered.index.pool.free_blocks == 14
         assert tiered.cold is not None
         tiered.tiers.begin_step(now=tiered.clock.monotonic())
-        assert len(tiered.cold._free) == tiered.cold.file.slots, "no slot was lost"
+        assert tiered.cold.free_slots == tiered.cold.file.slots, "no slot was lost"
 
 
 @pytest.mark.parametrize("seed", range(4))
