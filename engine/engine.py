@@ -86,6 +86,7 @@ class Engine(Generic[LogitsT]):
         max_waiting: int = 256,
         clock: Callable[[], float] = time.monotonic,
         on_fatal: Callable[[str], None] = _log.critical,
+        on_thread: Callable[[], None] = lambda: None,
         sharded: bool = False,
     ) -> None:
         self.scheduler = scheduler
@@ -94,6 +95,7 @@ class Engine(Generic[LogitsT]):
         self._max_waiting = max_waiting
         self._clock = clock
         self._on_fatal = on_fatal
+        self._on_thread = on_thread
         self._sharded = sharded
         self._ranks_lost = False
         self._inbox: deque[Callable[[], list[TokenEvent]]] = deque()
@@ -193,6 +195,7 @@ class Engine(Generic[LogitsT]):
 
     def _run(self) -> None:
         try:
+            self._on_thread()
             while self._await_work():
                 events = self._drain_inbox()
                 events += self.step()

@@ -64,6 +64,8 @@ class PooledRunner(RunnerFace[torch.Tensor], Protocol):
     def exact(self) -> bool: ...
     @property
     def row_cost(self) -> RowCost: ...
+    def begin(self) -> None:
+        """Called by the thread that will run all steps, before the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,7 @@ def _native(config: EngineConfig, device: torch.device) -> Made:
         return read(found, source)
 
     words = f"native {code_version()} {found.lanes}"
-    loaded = load_with(_path_of(config.model), packed, words=words)
+    loaded = load_with(path_of(config.model), packed, words=words)
     layout = KvLayout(
         layers=loaded.config.layers,
         shape=loaded.config.kv_shape(None),
@@ -198,7 +200,7 @@ def _load(
     config: EngineConfig, device: torch.device, shard: Shard | None
 ) -> tuple[LoadedModel[Network], KvCache]:
     dtype = choose_dtype(config.dtype, device)
-    path = _path_of(config.model)
+    path = path_of(config.model)
     loaded = load(path, device=device, dtype=dtype, mla=config.mla, sharding=shard)
     return loaded, _cache(config, loaded, device=device, dtype=dtype)
 
@@ -250,7 +252,7 @@ def _blocks(config: EngineConfig, layout: KvLayout) -> int:
     return blocks
 
 
-def _path_of(model: str) -> Path:
+def path_of(model: str) -> Path:
     """A path is a path; anything else is the name of a model that can be fetched."""
     path = Path(model).expanduser()
     if path.exists() or "/" in model or model.endswith(".gguf"):

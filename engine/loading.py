@@ -67,6 +67,7 @@ def make_service(
         Sampler(),
         max_waiting=config.max_waiting,
         on_fatal=on_fatal,
+        on_thread=runner.begin,
         sharded=config.tensor_parallel > 1,
     )
     witness = Witness(cache.export_block, _logits_row, block_tokens=config.block_tokens)

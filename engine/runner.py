@@ -55,6 +55,9 @@ class Runner:
     def close(self) -> None:
         """Nothing: torch's threads are the process's."""
 
+    def begin(self) -> None:
+        """Called by the thread that will run all steps, before the first: torch needs nothing of it."""
+
     @torch.inference_mode()
     def forward(self, schedule: Schedule) -> Tensor:
         """Compute the schedule's rows: keys and values go into the pool.

@@ -3,6 +3,7 @@
 ``python -m loadtest.bench_engine [--quick] [--repeat N]``
 ``python -m loadtest.bench_engine --model deepseek-tiny`` the engine alone, see ``bench_modes``
 ``python -m loadtest.bench_engine --kv-dtype fp8``        what eight bits do to the answers, same
+``python -m loadtest.bench_engine --vs llama.cpp``        beside a peer, see ``bench_versus``
 
 It starts kvgate with the bundled engine (the model of ``KVGATE_ENGINE__MODEL`` or the default one),
 then once more with ``KVGATE_ENGINE__PREFIX_CACHE=0``, and asks both the same:
@@ -41,26 +42,13 @@ from loadtest import report
 from loadtest.asking import Answer, Asker
 from loadtest.neighbours import Neighbours, family, rss_mib
 from loadtest.processes import Server
+from loadtest.prompts import TURNS, Messages, example
 from loadtest.stats import Spread, figure, ratios, spread
-
-Messages = list[dict[str, str]]
 
 READY_S: Final = 300.0
 QUIET: Final = 0.5
 STREAMS: Final = (1, 4, 8)
 HITS: Final = 20
-TURNS: Final = (
-    "Hello! I would like to learn about gardens.",
-    "Which vegetables are easy to grow?",
-    "How much water do they need?",
-    "When should I sow them?",
-    "What kind of soil is best?",
-    "How do I keep snails away?",
-    "Which of them can grow in the shade?",
-    "How do I know that they are ripe?",
-    "How long can I keep them after the harvest?",
-    "Please sum up what we talked about.",
-)
 EXAMPLE: Final = {"max_tokens": 15, "top_p": 1, "frequency_penalty": 1.0}
 """What the guide's script sends beside its messages."""
 
@@ -96,19 +84,6 @@ class Measured:
     rss_mib: Mapping[str, float]
     others: float | None
     engine: Mapping[str, Any]
-
-
-def example(nonce: str, question: str) -> Messages:
-    """The guide's prompt, with ``nonce`` in its first line."""
-    document = (
-        f"# Table of People {nonce}\n"
-        "| ID | Name | Age | Occupation | Country |\n"
-        "|-----|---------------|-----|---------------|---------------|\n"
-        "| 1 | John Doe | 29 | Engineer | USA |\n"
-        + "| 2 | Jane Smith | 34 | Doctor | Canada |\n"
-        * 50
-    )
-    return [{"role": "user", "content": f"{document}Question: {question}"}]
 
 
 def new_nonce() -> str:
@@ -260,7 +235,16 @@ def main() -> None:
     parser.add_argument("--model", help="deepseek-tiny, or a model: modes and reuse without HTTP")
     parser.add_argument("--kv-dtype", choices=("bf16", "fp8"), help="its quality, without HTTP")
     parser.add_argument("--threads", type=int, default=0, help="with --model; 0: all cores")
+    parser.add_argument("--vs", help="llama.cpp, or the URL of a server with the same model")
+    parser.add_argument("--only", nargs="*", default=(), help="with --vs: parts by their keys")
     asked = parser.parse_args()
+    if asked.vs:
+        from loadtest import bench_versus
+
+        rounds = 2 if asked.quick else asked.repeat
+        model = asked.model or bench_versus.MODEL
+        bench_versus.run(asked.vs, repeat=rounds, only=asked.only, model=model)
+        return
     if asked.model or asked.kv_dtype:
         rounds = 2 if asked.quick else asked.repeat
         alone(asked.model, asked.kv_dtype, repeat=rounds, threads=asked.threads)

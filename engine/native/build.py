@@ -22,7 +22,10 @@ from pathlib import Path
 from engine.native.library import Library
 from engine.weights.fetch import cache_folder
 
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=gnu11", "-fPIC", "-shared", "-pthread")
+FLAGS = (
+    *("-O3", "-march=native", "-ffp-contract=off", "-std=gnu11", "-D_GNU_SOURCE"),
+    *("-fPIC", "-shared", "-pthread"),
+)
 """`-ffp-contract=off`: a product and a sum become one operation only where the source says so."""
 _SOURCES = Path(__file__).parent / "src"
 _NEEDED = frozenset({"avx2", "fma", "f16c"})

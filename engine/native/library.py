@@ -137,6 +137,10 @@ class Library:
             raise MemoryError
         return waited
 
+    def bind(self, model: int) -> None:
+        """Give the calling thread, which will call `forward`, a core of its own if there are enough."""
+        self._functions.kvgate_bind(c_void_p(model))
+
     def free(self, model: int) -> None:
         self._functions.kvgate_free(c_void_p(model))
 

@@ -184,6 +184,11 @@ class NativeModel:
         assert self._handle is not None
         return self._library.forward(self._handle, call, threads if self._is_ours() else 1)
 
+    def bind(self) -> None:
+        """The calling thread will call `forward`, and nothing else in the process computes as much."""
+        assert self._handle is not None
+        self._library.bind(self._handle)
+
     def close(self) -> None:
         """End the crew. May be called twice."""
         if self._handle is not None and self._is_ours():

@@ -56,6 +56,10 @@ class NativeRunner:
         self.crowd = Crowd(model.threads)
         self._clock_ns = clock_ns
 
+    def begin(self) -> None:
+        """Called by the thread that will run all steps, before the first."""
+        self.model.bind()
+
     def forward(self, schedule: Schedule) -> Tensor:
         """Compute the schedule's rows: keys and values go into the pool.
 
@@ -101,8 +105,8 @@ class NativeRunner:
         )
         call = CCall(len(places), len(pieces), len(asked), *(address(one) for one in arrays))
         began = self._clock_ns()
-        waited = self.model.forward(call, threads=self.crowd.next())
-        self.crowd.learn(waited_ns=waited, took_ns=self._clock_ns() - began)
+        waited = self.model.forward(call, threads=self.crowd.next(len(places)))
+        self.crowd.learn(len(places), waited_ns=waited, took_ns=self._clock_ns() - began)
         logits[[number for _, number in asked]] = made
         return self._expelled(pieces, bad) if bad.any() else []
 

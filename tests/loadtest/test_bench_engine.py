@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.bench_engine import example, new_nonce, rate
+from loadtest.bench_engine import new_nonce, rate
+from loadtest.prompts import example
 
 
 def test_one_stream_counts_from_its_first_word_on() -> None:

@@ -3,6 +3,10 @@
  * Items are taken from a counter and not dealt out, so that a thread that the system holds up holds up
  * one item. Who waits at a gate spins for a moment, then yields, then sleeps: the machine's other
  * programs (the server's own event loop among them) want the same few cores.
+ *
+ * A crew as large as the number of cores has a core for each: otherwise a program that wakes up for a
+ * moment moves a thread over to another's core, where both stay, taking turns at every gate (seen: five
+ * times the time for a step, for tens of milliseconds).
  */
 #pragma once
 #include <linux/futex.h>
@@ -22,7 +26,7 @@ typedef struct crew crew;
 typedef void (*program)(void *what, int thread);
 
 struct crew {
-    int threads;
+    int threads, wanted;
     program run;
     void *what;
     _Alignas(64) atomic_int job;     /* number of the program * 256 + how many take part: the first ones */
@@ -95,12 +99,25 @@ static inline int take(crew *c, int phase, int items, int thread) {
     return -1;
 }
 
+/* Keep this thread on the core of its number, if the crew has all cores there are. */
+static void bind_thread(const crew *c, int thread) {
+    cpu_set_t usable, mine;
+    if (sched_getaffinity(getpid(), sizeof usable, &usable) || CPU_COUNT(&usable) != c->wanted) return;
+    for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, &usable) && seen++ == thread) {
+            CPU_ZERO(&mine);
+            CPU_SET(cpu, &mine);
+            sched_setaffinity(0, sizeof mine, &mine);
+        }
+}
+
 typedef struct { crew *c; int thread; } member;
 
 static void *member_main(void *argument) {
     member me = *(member *)argument;
     free(argument);
     crew *c = me.c;
+    bind_thread(c, me.thread);
     for (int seen = 0;;) {
         await(c, &c->job, seen);
         seen = atomic_load(&c->job);
@@ -126,6 +143,7 @@ static void crew_run(crew *c, program run, void *what, int active) {
 static int crew_start(crew *c, int threads, int phases) {
     memset(c, 0, sizeof *c);
     c->phases = phases;
+    c->wanted = threads;
     c->items = aligned_alloc(64, (size_t)phases * threads * 64);
     if (!c->items) return -1;
     for (c->threads = 1; c->threads < threads; c->threads++) {

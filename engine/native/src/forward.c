@@ -6,7 +6,6 @@
  * `attention.h`. With one row, small steps (norms, the merging of chunks) are done by every thread for
  * itself: cheaper than a gate.
  */
-#include <stdio.h>
 #include "model.h"
 
 enum { EMBED, NORMED, QKV, ATTEND, MERGED, OUT, NORMED_AGAIN, GATE_UP, DOWN, PHASES };
@@ -404,6 +403,9 @@ model *kvgate_new(const shape *s, const layer *layers, const matrix *embedding, 
     }
     return m;
 }
+
+/* For the thread that will call `kvgate_forward`: it is the first of the crew. */
+void kvgate_bind(model *m) { bind_thread(&m->crew, 0); }
 
 /* Cut pieces into tiles at multiples of TILE_ROWS, and few tiles into their chunks. */
 static int plan(model *m, const call *c) {
