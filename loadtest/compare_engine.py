@@ -22,10 +22,11 @@ from engine.weights.fetch import ensure_default_model
 from gateway.version import installed_version
 from loadtest import peers, report
 from loadtest.answers import DONE, data_of, text_of
-from loadtest.bench_engine import EXAMPLE, TURNS, Messages, example, new_nonce, rate
+from loadtest.bench_engine import EXAMPLE, new_nonce, rate
 from loadtest.comparison import OURS, Part, Row
 from loadtest.neighbours import Neighbours, family, rss_mib
 from loadtest.processes import Program, Server
+from loadtest.prompts import TURNS, Messages, example
 from loadtest.stats import spread
 
 T = TypeVar("T")
