@@ -57,7 +57,11 @@ class NativeRunner:
         self._clock_ns = clock_ns
 
     def begin(self) -> None:
-        """Called by the thread that will run all steps, before the first."""
+        """Called by the thread that will run all steps, before the first.
+
+        Threads that torch would start from here on for sampling would inherit this thread's core.
+        """
+        torch.set_num_threads(1)
         self.model.bind()
 
     def forward(self, schedule: Schedule) -> Tensor:
