@@ -7,6 +7,7 @@ request says anything of caching).
 
 import contextlib
 import json
+import secrets
 import tempfile
 import time
 import urllib.request
@@ -14,15 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import yaml
 
 from gateway.version import installed_version
 from loadtest import peers, report
-from loadtest.bench_gateway import Bench, Run, answer_bytes, chat
-from loadtest.client import PLACEHOLDER, Generator
+from loadtest.bench_gateway import Bench, Run, chat
+from loadtest.client import PATH, PLACEHOLDER, Generator
 from loadtest.comparison import OURS, Better, Part, Row
 from loadtest.mock_upstream import Shape
 from loadtest.neighbours import Neighbours, family, rss_mib
@@ -50,6 +51,7 @@ class Field:
     servers: Mapping[str, Program]
     upstream: Program
     rounds: int
+    key: str
     notes: list[str] = field(default_factory=list)
 
     def measure(
@@ -76,6 +78,10 @@ class Field:
                     runs[name].append(found)
         return Row(what, unit, better, runs)
 
+    def ask(self, server: Program, **job: Any) -> Run:
+        """A job, with the key. Raises: RuntimeError when an answer was not a 200."""
+        return self.bench.ask(server, headers=bearer(self.key), **job)
+
     def calls(self) -> int:
         """How many the upstream has had."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.upstream.port}/calls") as answer:
@@ -89,9 +95,9 @@ class Field:
     def hits_per_s(self, server: Program, connections: int) -> float:
         """Stored answers. Raises: RuntimeError when some were asked upstream all the same."""
         bodies = [chat(f"How do I oil tool {n}?", cached=False) for n in range(QUESTIONS)]
-        self.bench.ask(server, bodies=bodies, connections=1, seconds=AT_ONCE_S, at_least=QUESTIONS)
+        self.ask(server, bodies=bodies, connections=1, seconds=AT_ONCE_S, at_least=QUESTIONS)
         before = self.calls()
-        run = self.bench.ask(server, bodies=bodies, connections=connections, at_least=QUESTIONS)
+        run = self.ask(server, bodies=bodies, connections=connections, at_least=QUESTIONS)
         if asked := self.calls() - before:
             raise RuntimeError(f"{asked} of {run.load.answers} repeated questions went upstream")
         return run.load.per_second
@@ -99,7 +105,7 @@ class Field:
     def new(self, server: Program, connections: int, *, stream: bool = False) -> Run:
         """Questions that nobody has asked."""
         bodies = [chat(PLACEHOLDER.decode(), cached=False, stream=stream)]
-        return self.bench.ask(
+        return self.ask(
             server, bodies=bodies, connections=connections, unique=True, at_least=connections
         )
 
@@ -107,7 +113,7 @@ class Field:
         """One new question from many at once, and how often the upstream was asked it."""
         body = chat(f"crowd {server.port} {self.calls()} {stream}", cached=False, stream=stream)
         before = self.calls()
-        run = self.bench.ask(server, bodies=[body], connections=CROWD, seconds=AT_ONCE_S)
+        run = self.ask(server, bodies=[body], connections=CROWD, seconds=AT_ONCE_S)
         return run, self.calls() - before
 
 
@@ -167,28 +173,45 @@ def stampedes(run: Field, names: Sequence[str]) -> list[Row]:
     return [Row(f"{what}: calls upstream", "calls", "lower", kept), *found]
 
 
-def config(upstream: str, folder: Path) -> str:
-    """kvgate's: every answer is stored, on an empty disk, as it is shipped otherwise."""
+def config(upstream: str, folder: Path, key: str) -> str:
+    """kvgate's: one tenant, every answer is stored, on an empty disk; as it is shipped otherwise."""
     return yaml.safe_dump(
         {
             "backends": [{"name": "up", "base_url": f"{upstream}/v1", "models": ["m"]}],
             "engine": {"enabled": False},
+            "tenants": [{"name": "bench", "api_keys": [key]}],
             "defaults": {"enabled": True},
             "store": {"disk_path": str(folder / "store")},
         }
     )
 
 
+def bearer(key: str) -> dict[str, str]:
+    """All are sent it: LiteLLM and kvgate look at it, the others do not."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+def answer_bytes(server: Program, key: str) -> int:
+    """The size of an answer's body, so that the bare server can answer as much."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}{PATH}",
+        data=chat("How long is an answer?", cached=False),
+        headers={"Content-Type": "application/json", **bearer(key)},
+    )
+    with urllib.request.urlopen(request) as answer:
+        return len(answer.read())
+
+
 def measure(*, rounds: int, seconds: float) -> Part:
     """Start all that are there, measure, end them."""
-    known = report.facts("loadtest.compare")
+    known, key = report.facts("loadtest.compare"), f"sk-{secrets.token_hex(24)}"
     serving, asking = cores()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         upstream = stack.enter_context(peers.mock(asking, SHAPE))
         url = f"http://127.0.0.1:{upstream.port}"
         place = folder / "config.yaml"
-        place.write_text(config(url, folder))
+        place.write_text(config(url, folder, key))
         kvgate = stack.enter_context(
             Server(
                 "gateway", "serve", "--config", str(place), "--port", "{port}",
@@ -197,7 +220,7 @@ def measure(*, rounds: int, seconds: float) -> Part:
         )  # fmt: skip
         bare = Server(
             "loadtest.floors", "bare", "--port", "{port}", "--body-bytes",
-            str(answer_bytes(kvgate)), core=serving,
+            str(answer_bytes(kvgate, key)), core=serving,
         )  # fmt: skip
         through = Server(
             "loadtest.floors", "pass-through", "--port", "{port}", "--upstream", url, core=serving
@@ -210,7 +233,7 @@ def measure(*, rounds: int, seconds: float) -> Part:
         absent: dict[str, str] = {}
         starts: dict[str, Callable[[], tuple[Program, str]]] = {
             NGINX: partial(peers.nginx, folder, upstream.port, serving),
-            LITELLM: partial(peers.litellm, folder, url, serving),
+            LITELLM: partial(peers.litellm, folder, url, key, serving),
         }
         for name, start in starts.items():
             try:
@@ -222,7 +245,7 @@ def measure(*, rounds: int, seconds: float) -> Part:
         programs[OURS], versions[OURS] = kvgate, installed_version()
         bench = Bench(stack.enter_context(Generator(asking)), rounds=rounds, seconds=seconds)
         neighbours = Neighbours(upstream.pid, *(one.pid for one in programs.values()))
-        run = Field(bench, programs, upstream, rounds)
+        run = Field(bench, programs, upstream, rounds, key)
         found, took = _timed(lambda: rows(run))
         others = neighbours.cores(took)
         if others is not None:

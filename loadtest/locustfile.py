@@ -75,6 +75,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--model", env_var="KVGATE_MODEL", default="default", help="model to ask")
     parser.add_argument("--seed", type=int, default=1, help="same seed, same requests")
     parser.add_argument("--watch-pid", type=int, default=0, help="kvgate's process id")
+    parser.add_argument("--note", default="", help="stands in the report, as all of the command")
     parser.add_argument("--report", default="", help="write STEM.json and STEM.md at the end")
 
 

@@ -49,7 +49,7 @@ def locust(asked: argparse.Namespace, server: Server, stem: Path) -> list[str]:
         "--headless", "-u", str(asked.users), "-r", str(max(1, asked.users // 5)),
         "-t", f"{asked.seconds}s", "--host", f"http://127.0.0.1:{server.port}",
         "--watch-pid", str(server.pid), "--report", str(stem.relative_to(HERE.parent)),
-        "--only-summary",
+        "--note", f"engine.kv_memory {asked.kv_memory}", "--only-summary",
     ]  # fmt: skip
     return [*command, "--html", asked.html] if asked.html else command
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=60)
     # Memory that the pool has not used yet is not resident: with the shipped 1 GiB it would grow
     # for minutes, and what else grows could not be told from it.
-    parser.add_argument("--kv-memory", default="96MiB", help="small: full before the second half")
+    parser.add_argument("--kv-memory", default="144MiB", help="small: full before the second half")
     parser.add_argument("--html", default="", help="locust's own report")
     asked = parser.parse_args()
     end_properly()

@@ -57,8 +57,11 @@ def install() -> None:
     )
 
 
-def litellm(folder: Path, upstream: str, core: int | None) -> tuple[Program, str]:
-    """LiteLLM's proxy with its local cache, and its version. Raises: AbsentError."""
+def litellm(folder: Path, upstream: str, key: str, core: int | None) -> tuple[Program, str]:
+    """LiteLLM's proxy with its local cache, and its version. It does not start without a key.
+
+    Raises: AbsentError.
+    """
     python = place() / "bin" / "python"
     if not python.exists():
         raise AbsentError("not installed: `python -m loadtest.compare --install`")
@@ -75,13 +78,13 @@ def litellm(folder: Path, upstream: str, core: int | None) -> tuple[Program, str
     ]  # fmt: skip
     program = Program(
         command, port, core=core, ready_path="/health/liveliness", ready_s=LITELLM_READY_S,
-        environment=LITELLM_QUIET, log=folder / "litellm.log",
+        environment={**LITELLM_QUIET, "LITELLM_MASTER_KEY": key}, log=folder / "litellm.log",
     )  # fmt: skip
     return program, asked.stdout.strip()
 
 
 def litellm_config(upstream: str) -> str:
-    """One model, the local cache, no retries, no key (a key costs it a look-up for each call)."""
+    """One model, the local cache, no retries."""
     model = {"model": "openai/m", "api_base": f"{upstream}/v1", "api_key": "none"}
     settings = {
         "telemetry": False,

@@ -16,7 +16,7 @@ def test_litellm_that_is_not_there_says_how_to_get_it(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(peers.AbsentError, match=r"not installed: .*--install"):
-        peers.litellm(tmp_path, "http://127.0.0.1:1", None)
+        peers.litellm(tmp_path, "http://127.0.0.1:1", "sk-k", None)
 
 
 def test_a_broken_environment_of_litellm_is_told(
@@ -28,7 +28,7 @@ def test_a_broken_environment_of_litellm_is_told(
     python.write_text("#!/bin/sh\nexit 1\n")
     python.chmod(0o755)
     with pytest.raises(peers.AbsentError, match="not whole"):
-        peers.litellm(tmp_path, "http://127.0.0.1:1", None)
+        peers.litellm(tmp_path, "http://127.0.0.1:1", "sk-k", None)
 
 
 def test_nginx_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
