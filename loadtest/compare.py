@@ -47,7 +47,7 @@ def measure(names: Sequence[str], *, quick: bool) -> dict[str, Part]:
     if "engine" in names:
         from loadtest import compare_engine
 
-        repeat, tokens = (3, 96) if quick else (7, 192)
+        repeat, tokens = (2, 48) if quick else (7, 192)
         found["engine"] = compare_engine.measure(repeat=repeat, tokens=tokens)
     return found
 

@@ -147,6 +147,7 @@ def rows(servers: Mapping[str, Program], *, repeat: int, tokens: int) -> list[Ro
 
         what = "decoding, one stream" if streams == 1 else f"decoding, {streams} streams together"
         found.append(Row(what, "tokens/s", "higher", _in_turn(ports, min(3, repeat), speed)))
+        print(found[-1].as_dict()["runs"], flush=True)  # somebody waits for minutes
     return found
 
 
