@@ -150,7 +150,7 @@ class Lines:
         return line | {"backend_kv_tokens": kv_tokens, "engine_kv_bytes": kv_bytes}
 
     def call(self, answered: Answered) -> dict[str, Any]:
-        """A call that was answered. What is None, false or nought may be left out."""
+        """A call that was answered. What is None, false or nought is left out, but ``max_age_s: 0``."""
         visit, plan, outcome = answered
         call = visit.call
         line = {
@@ -191,7 +191,10 @@ class Lines:
             line |= self._size(visit.entry)
         if call is not None:
             line |= self._prompt(plan, call)
-        return {name: value for name, value in line.items() if value}
+        said = {name: value for name, value in line.items() if value}
+        if line.get("max_age_s") == 0:  # nothing stored is new enough, where None takes all
+            said["max_age_s"] = 0
+        return said
 
     def stored(self, meta: EntryMeta, *, at: float, order: int) -> dict[str, Any]:
         """An answer was handed to the store, which had it by ``at``, unless it had no room."""

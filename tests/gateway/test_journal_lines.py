@@ -81,6 +81,17 @@ def test_a_call_says_what_a_replay_needs() -> None:
     assert "bytes" not in line
 
 
+@pytest.mark.parametrize(("header", "expected"), [(None, None), ("max-age=0", 0), ("max-age=9", 9)])
+def test_how_old_an_answer_may_be_is_said_even_where_it_is_not_at_all(
+    header: str | None, expected: float | None
+) -> None:
+    spoken = {} if header is None else {"Cache-Control": header}
+    call, plan = asked("?", headers=spoken)
+    visit = Visit("r", call.endpoint, 1.0, call, plan, asked_at=NOW)
+    line = lines().call(Answered(visit, plan, Outcome(key="k", tier=plan.tier)))
+    assert line.get("max_age_s") == expected
+
+
 def test_a_hit_says_how_large_the_answer_is_and_what_it_cost() -> None:
     meta = meta_of(size_bytes=321, tags=("ab",), cost_s=1.5, ttl_s=77.0)
     one = answered(entry=meta, outcome=Outcome(key="k", tier="hot", level="response", hit=True))
