@@ -164,7 +164,8 @@ class Explainer:
         return Call(endpoint, meta.model, body, stream=False, include_usage=False)
 
     async def _inputs(self, call: Call, plan: Plan) -> dict[str, Any]:
-        """How many different inputs of a list are there, by state."""
+        """How many different inputs of a list are there, by state; why not, is not said of each."""
+        plan = replace(plan, debug=False)  # comparing each with what is remembered would take long
         inputs = places_of(call)
         states: Counter[str] = Counter()
         for item in inputs[:MOST_INPUTS]:

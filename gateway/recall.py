@@ -103,9 +103,15 @@ class Recall:
 
 
 def _common(one: bytes, other: bytes) -> int:
-    """How many bytes agree from the start."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+    """How many bytes agree from the start. By halves: byte by byte would take milliseconds."""
+    agree, most = 0, min(len(one), len(other))
+    while agree < most:
+        middle = (agree + most + 1) // 2
+        if one[agree:middle] == other[agree:middle]:
+            agree = middle
+        else:
+            most = middle - 1
+    return agree
 
 
 def _place(plan: Plan) -> Place:

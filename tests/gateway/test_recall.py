@@ -1,6 +1,8 @@
 """The short memory behind miss reasons: per place, bounded, and forgetting what was cleared."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway import recall as module
 from gateway.recall import Recall
@@ -29,6 +31,15 @@ def test_the_nearest_is_the_one_that_agrees_longest() -> None:
         recall.stored(plan)
     assert recall.nearest(asked("about dogma")[1]) == stored[1].canonical
     assert recall.any_other(asked("about dogma")[1]) is not None
+
+
+@given(st.binary(max_size=40), st.binary(max_size=9), st.binary(max_size=9))
+def test_how_far_two_requests_agree_is_what_a_look_at_each_byte_says(
+    start: bytes, one: bytes, other: bytes
+) -> None:
+    a, b = start + one, start + other
+    plain = next((at for at in range(min(len(a), len(b))) if a[at] != b[at]), min(len(a), len(b)))
+    assert module._common(a, b) == plain
 
 
 def test_the_same_request_is_no_other() -> None:

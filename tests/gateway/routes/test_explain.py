@@ -6,6 +6,8 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.recall import Recall
+from policies.plan import Plan
 from tests.kit.scripted_backend import Gate
 from tests.kit.scripted_upstream import Reply, ScriptedUpstream, error_reply
 from tests.kit.service import QUESTION, Answer, Service, serving
@@ -180,3 +182,19 @@ async def test_of_a_list_of_inputs_each_is_looked_up(
         told = (await service.send("POST", "/v1/cache/explain", {**body, "input": asked})).body
         assert (told["verdict"], told["inputs"]["states"]) == (verdict, states)
         assert told["inputs"]["different"] == len(set(asked))
+
+
+async def test_inputs_of_a_list_are_not_compared_with_what_is_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[Plan] = []
+
+    def nearest(_: Recall, plan: Plan) -> None:
+        compared.append(plan)
+
+    monkeypatch.setattr(Recall, "nearest", nearest)
+    async with serving() as service:
+        body = {"model": "m", "input": [f"{number}" for number in range(50)], "kv_cache": True}
+        told = (await service.send("POST", "/v1/cache/explain", body)).body
+    assert told["inputs"] == {"different": 50, "states": {"absent": 50}}
+    assert len(compared) == 1  # the list as a whole, which says why
