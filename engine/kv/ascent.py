@@ -131,8 +131,8 @@ class Fetcher:
                 part.wrong = part.wrong or complaint(
                     header, part.payload, part.identity, fingerprint=self.fingerprint
                 )
-            except OSError as error:
-                part.wrong = str(error)
+            except Exception as error:  # noqa: BLE001 - else who waits for it would wait for ever
+                part.wrong = str(error) or type(error).__name__
             part.seconds = self.clock() - began
         part.done = True
         self.wake()

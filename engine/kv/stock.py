@@ -276,8 +276,8 @@ class Disk:
             with self._guard:
                 if not item.gone:
                     self.file.describe(item.place, _record_of(item, used_at=now))
-        except OSError as error:
-            failure = str(error)
+        except Exception as error:  # noqa: BLE001 - else its place in the queue were lost
+            failure = str(error) or type(error).__name__
         self._written.append((item, failure))
         self.wake()
 
@@ -312,7 +312,7 @@ class Disk:
 
     def read(self, item: Item, payload: bytearray, /) -> tuple[Bytes, Bytes]:
         held = item.held
-        if held is not None:  # not written yet, or just now
+        if held:  # not written yet, or just now; of what is in quarantine it is empty
             header, kept = held
             return header, kept
         return self.file.read(item.place, payload), payload

@@ -122,3 +122,28 @@ def test_what_is_invalidated_on_its_way_is_not_used(lab: Lab) -> None:
     lab.fetcher.release(part)
     lab.bench.write(3, 4)
     assert lab.bench.on_disk() == {2, 3, 4}
+
+
+def test_who_asks_for_a_damaged_block_before_it_is_judged_does_not_wait_for_ever(lab: Lab) -> None:
+    damaged = lab.begin(1, as_if=2)
+    lab.reads.do()
+    again = lab.begin(1)  # the first asker still waits for others of its blocks, so nobody judged
+    lab.fetcher.judge(damaged.parts[0])
+    lab.reads.do()
+    assert again.done
+    assert again.part(0) is None
+
+
+def test_whatever_a_read_raises_who_waits_for_it_hears_of_it(
+    lab: Lab, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(lab.bench.disk, "read", no_memory)
+    fetch = lab.begin(1)
+    lab.reads.do()
+    assert fetch.done
+    assert lab.woken == 1
+    lab.fetcher.judge(fetch.parts[0])
+    assert "a block of the cold tier is not used: MemoryError" in caplog.text

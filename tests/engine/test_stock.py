@@ -205,6 +205,22 @@ def test_what_was_damaged_is_not_read_again_and_its_slot_rests(bench: Bench) -> 
     assert bench.disk.counts.dropped == 1
 
 
+def test_whatever_a_write_raises_its_place_in_the_queue_and_its_slot_are_given_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.file, "write", no_memory)
+        bench.write(1, 2)
+    assert bench.disk.spare_writes == 2
+    assert len(bench.disk.shelf) == 0
+    assert bench.disk.counts.errors == 2
+    bench.write(3, 4, 5)
+    assert bench.on_disk() == {3, 4, 5}
+
+
 def test_a_disk_that_fails_is_left_alone_for_a_while(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
