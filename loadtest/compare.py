@@ -47,8 +47,8 @@ def measure(names: Sequence[str], *, quick: bool) -> dict[str, Part]:
     if "engine" in names:
         from loadtest import compare_engine
 
-        repeat, tokens = (2, 48) if quick else (7, 192)
-        found["engine"] = compare_engine.measure(repeat=repeat, tokens=tokens)
+        repeat, tokens, seconds = (2, 48, 150) if quick else (7, 192, 900)
+        found["engine"] = compare_engine.measure(repeat=repeat, tokens=tokens, seconds=seconds)
     return found
 
 

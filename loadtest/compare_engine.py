@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -127,36 +127,50 @@ def talked(port: int) -> Sequence[float]:
     return firsts
 
 
-def rows(servers: Mapping[str, Program], *, repeat: int, tokens: int) -> list[Row]:
+@dataclass(slots=True)
+class Turns:
+    """Servers by their ports, asked in turn; when the time is up no further round and no measure begins."""
+
+    ports: Mapping[str, int]
+    until_s: float
+    now: Callable[[], float] = time.perf_counter
+    left_out: list[str] = field(default_factory=list)
+
+    def ask(self, what: str, repeat: int, ask: Callable[[int], T]) -> dict[str, list[T]]:
+        """What each said, as often as there is time for; nothing where there is none left."""
+        made: dict[str, list[T]] = {name: [] for name in self.ports}
+        for number in range(repeat):
+            if self.now() > self.until_s:
+                if not number:
+                    self.left_out.append(what)
+                break
+            for name, port in self.ports.items():
+                made[name].append(ask(port))
+            print(f"{what}: { ({name: values[-1] for name, values in made.items()}) }", flush=True)
+        return made
+
+
+def rows(turns: Turns, *, repeat: int, tokens: int) -> list[Row]:
     """All measures; each server is asked once unmeasured before."""
-    ports = {name: server.port for name, server in servers.items()}
-    for port in ports.values():
-        cold_and_warm(port)
-    first = _in_turn(ports, repeat, cold_and_warm)
+    for port in turns.ports.values():
+        stream(port, [{"role": "user", "content": "Hello!"}], max_tokens=4)
+    first = turns.ask("first word, a table of 900 tokens", repeat, cold_and_warm)
     found = [
         Row("first word, table of 900 tokens, new", "ms", "lower", _column(first, 0)),
         Row("first word, the same table again", "ms", "lower", _column(first, 1)),
     ]
-    talks = _in_turn(ports, max(1, repeat // 2), talked)
-    later = {name: [spread(talk[1:]).median for talk in made] for name, made in talks.items()}
-    found.append(Row("first word, turns 2 to 10 of a talk", "ms", "lower", later))
     for streams in STREAMS:
 
         def speed(port: int, streams: int = streams) -> float:
             return decoded(port, streams, tokens=tokens)
 
         what = "decoding, one stream" if streams == 1 else f"decoding, {streams} streams together"
-        found.append(Row(what, "tokens/s", "higher", _in_turn(ports, min(3, repeat), speed)))
-        print(found[-1].as_dict()["runs"], flush=True)  # somebody waits for minutes
-    return found
-
-
-def _in_turn(ports: Mapping[str, int], repeat: int, ask: Callable[[int], T]) -> dict[str, list[T]]:
-    made: dict[str, list[T]] = {name: [] for name in ports}
-    for _ in range(repeat):
-        for name, port in ports.items():
-            made[name].append(ask(port))
-    return made
+        found.append(Row(what, "tokens/s", "higher", turns.ask(what, min(3, repeat), speed)))
+    what = "first word, turns 2 to 10 of a talk"
+    talks = turns.ask(what, max(1, repeat // 2), talked)
+    later = {name: [spread(talk[1:]).median for talk in made] for name, made in talks.items()}
+    found.append(Row(what, "ms", "lower", later))
+    return [row for row in found if any(row.runs.values())]
 
 
 def _column(
@@ -165,8 +179,8 @@ def _column(
     return {name: [pair[at] for pair in made] for name, made in pairs.items()}
 
 
-def measure(*, repeat: int, tokens: int) -> Part:
-    """Start both, measure, end both."""
+def measure(*, repeat: int, tokens: int, seconds: float) -> Part:
+    """Start both, measure for about ``seconds`` at most, end both."""
     known = report.facts("loadtest.compare")
     model = ensure_default_model()
     with contextlib.ExitStack() as stack:
@@ -188,8 +202,12 @@ def measure(*, repeat: int, tokens: int) -> Part:
         servers[OURS], versions[OURS] = stack.enter_context(kvgate), installed_version()
         neighbours = Neighbours(*(one.pid for one in servers.values()))
         began_s = time.perf_counter()
-        found = rows(servers, repeat=repeat, tokens=tokens)
+        ports = {name: server.port for name, server in servers.items()}
+        turns = Turns(ports, began_s + seconds)
+        found = rows(turns, repeat=repeat, tokens=tokens)
         others = neighbours.cores(time.perf_counter() - began_s)
         notes = [] if others is None else [f"Others used {others:.2f} cores meanwhile."]
+        if turns.left_out:
+            notes.append(f"No time was left for: {', '.join(turns.left_out)}.")
         held = {name: sum(map(rss_mib, family(one.pid))) for name, one in servers.items()}
         return Part(known, versions, found, absent, notes, held)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.compare_engine import listened
+from loadtest.compare_engine import Turns, listened
 
 
 def event(text: str | None, **other: Any) -> bytes:
@@ -37,3 +37,20 @@ def test_words_have_moments_and_the_usage_the_tokens() -> None:
 def test_an_answer_without_words_or_usage_is_no_answer(lines: list[bytes]) -> None:
     with pytest.raises(RuntimeError, match="without words or without usage"):
         listened(iter(lines), 0.0, lambda: 1.0)
+
+
+def test_servers_are_asked_in_turn_until_the_time_is_up() -> None:
+    moments = count(0.0)
+    asked: list[int] = []
+    turns = Turns({"peer": 1, "kvgate": 2}, until_s=1.5, now=lambda: next(moments))
+
+    def ask(port: int) -> int:
+        asked.append(port)
+        return port
+
+    made = turns.ask("first", 5, ask)
+    assert made == {"peer": [1, 1], "kvgate": [2, 2]}
+    assert asked == [1, 2, 1, 2]
+    assert turns.left_out == []
+    assert turns.ask("second", 5, lambda port: port) == {"peer": [], "kvgate": []}
+    assert turns.left_out == ["second"]
