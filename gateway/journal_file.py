@@ -206,9 +206,11 @@ class Rotating:
 
     def _open(self, first: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self._size = os.fstat(self._file).st_size
-        self._append(first)
+        # A process that was killed may have left half a line; it shall not swallow ours.
+        torn = self._size > 0 and os.pread(self._file, 1, self._size - 1) != b"\n"
+        self._append(b"\n" + first if torn else first)
 
     def _append(self, data: bytes) -> None:
         assert self._file is not None, "it is opened before anything is appended"

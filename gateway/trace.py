@@ -195,14 +195,27 @@ def with_siblings(path: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> list[Event | Begin | Prompt]:
+    """Half a line is passed over where one can be: at the end, or before a process began anew."""
     found: list[Event | Begin | Prompt] = []
+    torn, ends = None, True
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
+                ends = line.endswith(b"\n")
                 try:
-                    found.append(_parsed(line))
+                    one = _parsed(line)
                 except (ValueError, TypeError, KeyError) as error:
-                    raise TraceError(f"{path}:{number}: {_why(error)}") from None
+                    said = TraceError(f"{path}:{number}: {_why(error)}")
+                    if torn is not None or not isinstance(error, orjson.JSONDecodeError):
+                        raise torn or said from None
+                    torn = said
+                else:
+                    if torn is not None and not isinstance(one, Begin):
+                        raise torn
+                    torn = None
+                    found.append(one)
+        if torn is not None and (ends or not found):
+            raise torn
     except (OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise TraceError(f"{path}: {reason}") from None

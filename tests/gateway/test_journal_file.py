@@ -131,6 +131,14 @@ def test_a_single_file_begins_anew(tmp_path: Path) -> None:
     assert (tmp_path / "j").read_bytes() == b"first\ntwo\ntwo\ntwo\n"
 
 
+def test_half_a_line_of_a_process_that_was_killed_swallows_no_other(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b'whole\n{"half')
+    place = Rotating(tmp_path / "j", max_bytes=100, files=1)
+    place.write([b"one\n"], lambda: b"first\n")
+    place.close()
+    assert (tmp_path / "j").read_bytes() == b'whole\n{"half\nfirst\none\n'
+
+
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """As many bytes as the list's number says can be written, then no more."""

@@ -118,6 +118,34 @@ def test_a_bad_line_is_named(text: str, said: str, tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_half_a_line_is_passed_over_at_the_end_and_before_a_new_beginning(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole", [missed(1.0, "a")])
+    expected, text = read([whole]), whole.read_bytes()
+    path = tmp_path / "j"
+    half = text[:-30].rsplit(b"\n", 1)[1]
+    path.write_bytes(text + half)
+    assert read([path]) == expected
+    path.write_bytes(half + b"\n" + text)
+    assert read([path]) == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "number"), [(b"{\n", 3), (b"{\n{\n", 3), (b"{\n" + MOONCAKE.encode(), 3)]
+)
+def test_half_a_line_anywhere_else_is_an_error(more: bytes, number: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "j", [missed(1.0, "a")])
+    path.write_bytes(path.read_bytes() + more)
+    with pytest.raises(TraceError, match=f":{number}: not JSON"):
+        read([path])
+
+
+def test_a_file_of_half_a_line_alone_is_no_trace(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(b"{")
+    with pytest.raises(TraceError, match=":1: not JSON"):
+        read([path])
+
+
 def test_what_cannot_be_replayed_is_said_in_one_line(tmp_path: Path) -> None:
     journal = write(tmp_path / "j", [missed(1.0, "a")])
     prompts = tmp_path / "p"
