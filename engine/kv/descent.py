@@ -55,11 +55,19 @@ class Descent:
         """The pool is about to give a block's place to another."""
         wall = self._wall()
         wanted = _on_the_wall(kept.wanted, wall - now)
+        if self.cold is not None and not wanted.may_move_to("cold"):
+            self._recall(self.cold, kept, wall=wall)
         if wanted.expires_at > wall:
             if self.warm is not None and wanted.may_move_to("warm"):
                 self._to_warm(self.warm, kept, wanted, wall=wall)
             elif self.cold is not None:
                 self._to_cold(self.cold, kept, wanted, wall=wall)
+
+    def _recall(self, cold: Disk, kept: Kept, *, wall: float) -> None:
+        """It was written before anybody said that it must not lie so far down."""
+        known = cold.shelf.get(kept.identity.key)
+        if known is not None:
+            cold.drop(known, now=wall)
 
     def _to_warm(self, warm: Memory, kept: Kept, wanted: Retention, *, wall: float) -> None:
         known = warm.shelf.get(kept.identity.key)
@@ -82,9 +90,7 @@ class Descent:
     def _to_cold(self, cold: Disk, kept: Kept, wanted: Retention, *, wall: float) -> bool:
         """Whether it is being written."""
         known = cold.shelf.get(kept.identity.key)
-        if known is not None and not wanted.may_move_to("cold"):
-            cold.forget([known])
-        elif known is not None:
+        if known is not None:
             cold.keep(known, wanted, superseded=kept.superseded, now=wall)
         elif not kept.superseded and self._worth_writing(cold, wanted, wall):
             self._moved(kept, "cold")

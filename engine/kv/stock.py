@@ -253,10 +253,7 @@ class Disk:
             return False
         if victim is not None:
             self.counts.evictions += 1
-            try:
-                self._vacate(victim)
-            except OSError as error:  # its record stays, and is found to be wrong when it is read
-                self._failed(error, now=now)
+            self.drop(victim, now=now)
         if not self.free_slots:  # slots in quarantine, or still being written
             self.shelf.remove(item)
             self.counts.dropped += 1
@@ -330,6 +327,14 @@ class Disk:
         if failure is not None:
             raise failure
         return count
+
+    def drop(self, item: Item, /, *, now: float) -> None:
+        """As `forget`, but the engine is to go on: what a failing disk keeps, the next process finds."""
+        self.shelf.remove(item)
+        try:
+            self._vacate(item)
+        except OSError as error:
+            self._failed(error, now=now)
 
     def _vacate(self, item: Item) -> None:
         """The slot of a block that is gone: free now, or when its reader or writer is done."""

@@ -72,14 +72,36 @@ def test_what_has_expired_or_may_not_move_that_far_is_never_written(
     assert len(tiered.warm.shelf) == (4 if wish == {"ceiling": "warm"} else 0)
 
 
-def test_a_wish_that_forbids_the_disk_takes_away_what_is_there(tmp_path: Path) -> None:
-    tiered = Tiered(tmp_path)
+@pytest.mark.parametrize("wish", [{"ceiling": "hot"}, {"ceiling": "warm"}], ids=str)
+@pytest.mark.parametrize("warm_blocks", [0, 16])
+def test_a_wish_that_forbids_the_disk_takes_away_what_is_there(
+    tmp_path: Path, warm_blocks: int, wish: dict[str, object]
+) -> None:
+    tiered = Tiered(tmp_path, warm_blocks=warm_blocks)
     tiered.ask(PROMPT)
     tiered.settle()
     assert on_disk(tiered) == 4
-    tiered.ask(PROMPT, ceiling="hot")
+    tiered.ask(PROMPT, **wish)
     tiered.push_out()
     assert on_disk(tiered) == 0
+
+
+def test_a_disk_that_fails_while_it_is_taken_away_does_not_fail_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiered = Tiered(tmp_path)
+    tiered.ask(PROMPT)
+    tiered.settle()
+    tiered.ask(PROMPT, ceiling="hot")
+    assert tiered.cold is not None
+
+    def broken(slot: int) -> None:
+        raise OSError(f"slot {slot} cannot be written")
+
+    monkeypatch.setattr(tiered.cold.file, "clear", broken)
+    tiered.push_out()
+    assert on_disk(tiered) == 0
+    assert "cannot be written" in caplog.text
 
 
 def test_a_ttl_goes_on_below_the_pool(tmp_path: Path) -> None:
