@@ -46,6 +46,9 @@ def open_tiers(
     if disk_path is not None:
         geometry = Geometry(fingerprint, index.block_tokens, block_bytes)
         cold = _disk(Path(disk_path).expanduser(), geometry, disk_bytes, writer, now=wall())
+    for thread in (reader, writer) if warm or cold else ():
+        # begun here and not by the engine's thread, whose core it would inherit (`NativeRunner.begin`)
+        thread.submit(int).result()
     return Tiers(
         index,
         store,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,25 @@ def test_a_folder_or_size_that_cannot_be_is_the_operators_fault(tmp_path: Path) 
         opened(disk=tmp_path / "file")
     with pytest.raises(ConfigError, match=r"kv_disk.max: 5000 bytes hold hardly a block"):
         opened(disk=tmp_path, disk_bytes=5000)
+
+
+def test_readers_and_writers_do_not_share_the_core_of_who_uses_them(tmp_path: Path) -> None:
+    usable = os.sched_getaffinity(0)
+    if len(usable) < 2:
+        pytest.skip("there is one core for everybody")
+    tiers = opened(disk=tmp_path)
+    assert tiers.cold is not None
+    runs, seen = (tiers._fetcher.run, tiers.cold._run), list[set[int]]()
+
+    def use() -> None:
+        os.sched_setaffinity(0, {min(usable)})
+        for run in runs:
+            done = run(lambda: seen.append(os.sched_getaffinity(0)))
+            assert isinstance(done, Future)
+            done.result()
+
+    user = threading.Thread(target=use)
+    user.start()
+    user.join()
+    tiers.close(now=0.0, until=0.0)
+    assert seen == [usable, usable]
