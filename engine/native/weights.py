@@ -8,6 +8,7 @@ anything else  as Q8_0 (groups of 32, the largest is 127): bfloat16 and float32 
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ class Arena:
     def __init__(self, size_bytes: int) -> None:
         self._map = mmap.mmap(-1, size_bytes + _HUGE_BYTES)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._map.madvise(mmap.MADV_HUGEPAGE)
+            with suppress(OSError):  # a kernel that has none: then in small ones
+                self._map.madvise(mmap.MADV_HUGEPAGE)
         whole = np.frombuffer(self._map, np.uint8)
         start = -whole.ctypes.data % _HUGE_BYTES
         self._free = whole[start : start + size_bytes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +225,12 @@ def test_what_the_model_is_made_of_says_its_shapes(native: Library, tmp_path: Pa
     assert (weights.embedding.outputs, weights.head.outputs) == (320, 320)
     assert weights.cosine.shape == weights.sine.shape == (2048, 16)
     assert json.loads((tmp_path / "tiny" / "config.json").read_text())["head_dim"] == 32
+
+
+def test_a_system_without_large_pages_has_an_arena_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 12345)  # no such advice: refused as it is there
+    taken = Arena(1000).take(1000)
+    assert not taken.any()
+    taken[:] = 1
