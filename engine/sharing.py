@@ -86,7 +86,8 @@ class Sharing:
 
     def _session(self, sequence: Sequence) -> str:
         """The name of its conversation: nobody else's is meant by it."""
-        return f"{self._own_salt(sequence)}\n{sequence.request.session}"
+        salt = self._own_salt(sequence)
+        return f"{len(salt)}:{salt}{sequence.request.session}"
 
     def awaited(self, sequence: Sequence, known: int) -> bytes | None:
         """The key of the next block to compute, if a running sequence is about to publish it."""

@@ -156,3 +156,15 @@ def test_a_request_brings_its_quota_its_floor_and_its_conversation() -> None:
     bench.sharing.begin(shorter, found=1)
     bench.index.take(bench.index.pool.free_blocks + 1, now=0.0)
     assert bench.index.stats().evicted_by == {"superseded": 1}
+
+
+def test_no_name_of_a_session_reaches_another_salts() -> None:
+    bench = Bench()
+
+    def name(salt: str, session: str) -> str:
+        one = bench.sequence()
+        one.request = replace(one.request, salt=salt, session=session)
+        return bench.sharing._session(one)
+
+    names = {name("a\nb", "c"), name("a", "b\nc"), name("a", "\nb\nc"), name("", "a\nb\nc")}
+    assert len(names) == 4
