@@ -100,7 +100,7 @@ class Engine(Generic[LogitsT]):
         self._ranks_lost = False
         self._inbox: deque[Callable[[], list[TokenEvent]]] = deque()
         self._wake = threading.Condition()
-        self._closing = self._failed = False
+        self._closing = self._failed = self._news = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sinks: dict[str, asyncio.Queue[TokenEvent]] = {}  # the event loop's own
@@ -210,13 +210,23 @@ class Engine(Generic[LogitsT]):
             self._end(f"{type(error).__name__}: {error}")
 
     def _await_work(self) -> bool:
-        """Sleep until there is something to do; False when the engine is closing."""
-        with self._wake:
-            while not (self._closing or self._inbox or self._has_work()):
-                tiers = self.scheduler.tiers
-                if tiers is None or not tiers.idle(now=self._clock()):
-                    self._wake.wait()
-            return not self._closing
+        """Sleep until there is something to do; False when the engine is closing.
+
+        What the tiers do meanwhile is done without the lock: the event loop takes it for each wish.
+        """
+        tiers = self.scheduler.tiers
+        while True:
+            with self._wake:
+                if self._is_called() or self._has_work():
+                    return not self._closing
+                self._news = False
+            if tiers is None or not tiers.idle(now=self._clock()):
+                with self._wake:
+                    if not (self._is_called() or self._news):
+                        self._wake.wait()
+
+    def _is_called(self) -> bool:
+        return self._closing or bool(self._inbox)
 
     def _has_work(self) -> bool:
         return self.scheduler.busy and not self.scheduler.stalled
@@ -224,6 +234,7 @@ class Engine(Generic[LogitsT]):
     def _notify(self) -> None:
         """From any thread: there may be something to do."""
         with self._wake:
+            self._news = True
             self._wake.notify()
 
     def _drain_inbox(self) -> list[TokenEvent]:

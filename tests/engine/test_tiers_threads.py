@@ -127,6 +127,30 @@ async def test_a_slow_read_stops_nobody_else_and_turns_no_wheels(tmp_path: Path)
         assert await reader == (solo(PROMPT, 2), 16)
 
 
+async def test_what_the_tiers_do_while_nothing_runs_keeps_nobody_from_asking(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as one:
+        go, begun, really = threading.Event(), threading.Event(), one.tiers.idle
+
+        def slow(*, now: float) -> bool:
+            begun.set()
+            return go.wait(10) and really(now=now)
+
+        one.tiers.idle = slow  # type: ignore[method-assign]  # waits for the test
+        first = asyncio.create_task(one.ask(PROMPT))
+        await one.until(begun.is_set)
+        second = asyncio.create_task(one.ask(PROMPT))
+        beats = 0
+        async with asyncio.timeout(10):
+            while not one.engine._inbox and beats < 100:
+                await asyncio.sleep(0.001)
+                beats += 1
+        assert one.engine._inbox, "asked, while the engine's thread was at its tiers"
+        go.set()
+        assert (await first)[0] == (await second)[0] == solo(PROMPT, 2)
+
+
 async def test_it_may_be_closed_twice(tmp_path: Path) -> None:
     async with running(tmp_path) as one:
         await one.ask(PROMPT)
