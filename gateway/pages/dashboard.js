@@ -205,7 +205,7 @@ const REASONS = {
   evicted: "evicted: no room for it",
   invalidated: "invalidated: cleared away",
   fingerprint: "fingerprint: asked a little differently",
-  scope: "scope: stored for somebody else",
+  scope: "scope: stored under another scope",
   disabled: "disabled: the cache was not asked",
   too_short: "too short for the strategy",
 };
