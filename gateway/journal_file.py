@@ -17,7 +17,7 @@ from itertools import count
 from operator import methodcaller
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 import structlog
@@ -28,6 +28,10 @@ from policies.freshness import EntryMeta
 
 MOST_WAITING: Final = 2048
 """Lines that wait for the disk; further ones are lost. Each holds its request in memory."""
+MOST_WAITING_BYTES: Final = 64 * 2**20
+"""Of those requests' bodies; understood, they take about twice as much."""
+CLOSE_S: Final = 5.0
+"""How long the end of the process waits for a disk."""
 MOST_AT_ONCE: Final = 256
 KEYS_IN_A_LINE: Final = 1000
 KEY_BYTES: Final = 32
@@ -56,6 +60,13 @@ class Scribe(Protocol):
         ...
 
 
+class _Waiting(NamedTuple):
+    """A line to be made, and how large the request that it holds is."""
+
+    make: Callable[[Scribe], Line]
+    size_bytes: int
+
+
 class JournalFile:
     """Takes what happened in one process. ``now`` is unix time, in seconds."""
 
@@ -76,7 +87,9 @@ class JournalFile:
         self._now = now
         self.moments = count(1)
         """Numbers for what happens, in its order: the time may stand still."""
-        self._queue: SimpleQueue[Callable[[Scribe], Line] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._put_bytes = 0  # counted up by those who put, and the other by the thread: no lock
+        self._done_bytes = 0
         self._thread: threading.Thread | None = None
         self._crowded_out = 0
         self._failed = 0
@@ -97,7 +110,7 @@ class JournalFile:
         """Calls that were answered; those of jobs, which no client asked, have no time and no line."""
         for one in answered:
             if one.visit.asked_at:
-                self._put(methodcaller("call", one))
+                self._put(methodcaller("call", one), one.visit.size_bytes)
 
     def stored(self, meta: EntryMeta) -> None:
         """An answer was handed to the store."""
@@ -112,18 +125,24 @@ class JournalFile:
             self._put(methodcaller("cleared", keys, at=at, order=order))
 
     def close(self) -> None:
-        """Write what waits. Blocks; nothing may be noted afterwards."""
+        """Write what waits, for ``CLOSE_S`` at most. Blocks; nothing may be noted afterwards."""
         if self._thread is not None:
             self._queue.put(None)
-            self._thread.join()
+            self._thread.join(CLOSE_S)
+            if self._thread.is_alive():  # as is the file; both end with the process
+                _log.warning("journal not written to its end", path=str(self._place.path))
+                return
             self._thread = None
         self._place.close()
 
-    def _put(self, make: Callable[[Scribe], Line]) -> None:
-        if self._queue.qsize() >= MOST_WAITING:
+    def _put(self, make: Callable[[Scribe], Line], size_bytes: int = 0) -> None:
+        waiting_bytes = self._put_bytes - self._done_bytes
+        too_much = waiting_bytes and waiting_bytes + size_bytes > MOST_WAITING_BYTES
+        if too_much or self._queue.qsize() >= MOST_WAITING:
             self._crowded_out += 1
             return
-        self._queue.put(make)
+        self._put_bytes += size_bytes
+        self._queue.put(_Waiting(make, size_bytes))
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
             self._thread.start()
@@ -137,13 +156,14 @@ class JournalFile:
                 while len(waiting) < MOST_AT_ONCE:
                     waiting.append(self._queue.get_nowait())
             last = None in waiting
-            made = [make for make in waiting if make is not None]
+            made = [one.make for one in waiting if one is not None]
             try:
                 if scribe is None:
                     scribe = self._make_scribe(Hasher(key_at(self._key_path)))
                 self._write(scribe, made)
             except Exception as error:  # noqa: BLE001 - whatever it is, the next lines are tried again
                 self._fails(error, len(made))
+            self._done_bytes += sum(one.size_bytes for one in waiting if one is not None)
 
     def _write(self, scribe: Scribe, made: Sequence[Callable[[Scribe], Line]]) -> None:
         lines: list[bytes] = []

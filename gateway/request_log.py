@@ -29,7 +29,7 @@ class Visit:
     The answer took ``seconds`` now, and ``cost_s`` to compute once. ``outcome`` stays ``None``
     when there was no answer. It was looked up at ``asked_at`` (unix time), as number ``order`` of
     what the process did; ``entry`` is what was found. ``trace_id`` is set when the call belongs to a
-    trace.
+    trace. The request's body had ``size_bytes``.
     """
 
     request_id: str
@@ -45,6 +45,7 @@ class Visit:
     order: int = 0
     entry: EntryMeta | None = None
     trace_id: str | None = None
+    size_bytes: int = 0
 
 
 class Answered(NamedTuple):

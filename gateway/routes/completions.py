@@ -134,6 +134,7 @@ class Completions:
         try:
             principal = self._authenticator.principal(request.headers.get("Authorization"))
             raw = await body_of(request)
+            visit.size_bytes = len(raw)
             said = (endpoint, principal, spoken_in(request))
             known = self._remembered(raw, said)
             asked = known or await self._understand(raw, said)

@@ -50,9 +50,10 @@ def journal(path: Path, scribe: Callable[[Hasher], Scribe] = Scribe, **more: Any
     )
 
 
-def call(request_id: str, *, asked_at: float = 1.0) -> Answered:
+def call(request_id: str, *, asked_at: float = 1.0, size_bytes: int = 0) -> Answered:
     request, plan = asked()
     visit = Visit(request_id, "chat", 0.0, request, plan, asked_at=asked_at)
+    visit.size_bytes = size_bytes
     return Answered(visit, plan, Outcome(key="k", tier="warm"))
 
 
@@ -232,22 +233,63 @@ def test_a_defect_in_the_first_line_ends_no_thread(tmp_path: Path) -> None:
     assert (book.written, book.lost) == (1, 1)
 
 
-def test_lines_that_wait_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_WAITING", 2)
-    released, entered = threading.Event(), threading.Event()
+class SlowDisk:
+    """A scribe's maker that takes as long as it is told to."""
 
-    def slow(hasher: Hasher) -> Scribe:
-        entered.set()
-        assert released.wait(60)
+    def __init__(self) -> None:
+        self.released, self.entered = threading.Event(), threading.Event()
+
+    def __call__(self, hasher: Hasher) -> Scribe:
+        self.entered.set()
+        assert self.released.wait(60)
         return Scribe(hasher)
 
-    book = journal(tmp_path / "j", slow)
+
+def test_lines_that_wait_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_WAITING", 2)
+    disk = SlowDisk()
+    book = journal(tmp_path / "j", disk)
     book.calls([call("1")])
-    assert entered.wait(60)
+    assert disk.entered.wait(60)
     book.calls([call("2"), call("3"), call("4")])
-    released.set()
+    disk.released.set()
     book.close()
     assert (book.written, book.lost) == (3, 1)
+
+
+def test_requests_that_wait_are_bounded_by_their_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_WAITING_BYTES", 100)
+    disk = SlowDisk()
+    book = journal(tmp_path / "j", disk)
+    book.calls([call("alone, it may be as large as it likes", size_bytes=500)])
+    book.calls([call("too much", size_bytes=1)])
+    disk.released.set()
+    wait_until(lambda: book.written == 1)
+    wait_until(lambda: book._done_bytes == book._put_bytes)
+    book.calls([call("small again", size_bytes=60)])
+    book.close()
+    assert [line["id"] for line in lines(tmp_path / "j")[1:]] == [
+        "alone, it may be as large as it likes",
+        "small again",
+    ]
+    assert book.lost == 1
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "CLOSE_S", 0.01)
+    disk = SlowDisk()
+    book = journal(tmp_path / "j", disk)
+    book.calls([call("1")])
+    book.close()
+    assert "journal not written to its end" in capsys.readouterr().out
+    disk.released.set()
+    wait_until(lambda: book.written == 1)
+    monkeypatch.undo()
+    book.close()
 
 
 def test_a_key_is_made_once_and_a_damaged_one_is_refused(tmp_path: Path) -> None:

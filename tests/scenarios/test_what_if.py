@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from gateway.config import Config
+from gateway.journal_file import JournalFile
 from gateway.trace import JournalTrace, Recorded, read
 from gateway.whatif_run import Run, Runner
 from tests.kit.clock import Clock
@@ -185,3 +186,19 @@ async def test_nothing_that_was_said_is_in_the_file(tmp_path: Path) -> None:
         assert word not in text
     kinds = {orjson.loads(line)["kind"] for line in text.splitlines()}
     assert kinds == {"begin", "call", "stored", "cleared"}
+
+
+async def test_a_line_that_waits_for_the_disk_weighs_what_its_request_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: list[int] = []
+
+    def put(_: JournalFile, make: object, size_bytes: int = 0) -> None:
+        weights.append(size_bytes)
+
+    monkeypatch.setattr(JournalFile, "_put", put)
+    body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 999}]})
+    async with serving(journal={"path": str(tmp_path / "j")}) as service:
+        assert (await service.send("POST", "/v1/chat/completions", body)).status == 200
+        await service.settled()
+    assert weights == [len(body)]
