@@ -112,12 +112,21 @@ def parse_prompts(fields: Fields, vocabulary: int) -> tuple[str | tuple[int, ...
     if not isinstance(value, list) or not value:
         fields.fail("prompt", "must be a string, a list of strings or token ids", "invalid_type")
     if not isinstance(value[0], str | list):
-        return (_token_ids(fields, value, vocabulary),)
+        return (_token_ids(fields, "prompt", value, vocabulary),)
     if len(value) > MAX_PROMPTS:
         fields.fail("prompt", f"must hold at most {MAX_PROMPTS} prompts")
     return tuple(
-        one if isinstance(one, str) else _token_ids(fields, one, vocabulary) for one in value
+        one if isinstance(one, str) else _token_ids(fields, "prompt", one, vocabulary)
+        for one in value
     )
+
+
+def parse_token_ids(fields: Fields, vocabulary: int) -> tuple[int, ...]:
+    """The member `token_ids`, which is one prompt and no text. Raises `RequestError`."""
+    value = fields.raw("token_ids")
+    if not isinstance(value, list) or not value:
+        fields.fail("token_ids", "must be a list of token ids", "invalid_type")
+    return _token_ids(fields, "token_ids", value, vocabulary)
 
 
 def _common(
@@ -211,12 +220,12 @@ def _tools(fields: Fields) -> list[Mapping[str, Any]] | None:
     return None if choice == "none" else tools or None
 
 
-def _token_ids(fields: Fields, value: object, vocabulary: int) -> tuple[int, ...]:
+def _token_ids(fields: Fields, name: str, value: object, vocabulary: int) -> tuple[int, ...]:
     if not isinstance(value, list) or not value:
-        fields.fail("prompt", "must be a string, a list of strings or token ids", "invalid_type")
+        fields.fail(name, "must be a string, a list of strings or token ids", "invalid_type")
     for token in value:
         if isinstance(token, bool) or not isinstance(token, int):
-            fields.fail("prompt", "must not mix token ids with anything else", "invalid_type")
+            fields.fail(name, "must not mix token ids with anything else", "invalid_type")
         if not 0 <= token < vocabulary:
-            fields.fail("prompt", f"holds {token}, which is no token id (0 to {vocabulary - 1})")
+            fields.fail(name, f"holds {token}, which is no token id (0 to {vocabulary - 1})")
     return tuple(value)

@@ -19,7 +19,7 @@ from typing import Final
 
 from aiohttp import web
 
-from engine.api import parse_messages, parse_prompts
+from engine.api import parse_messages, parse_prompts, parse_token_ids
 from engine.call import Prompt
 from engine.errors import EngineError
 from engine.fields import Fields
@@ -178,8 +178,9 @@ async def _prompt(
         tokens = await service.chat_tokens(messages, add_generation_prompt=add_generation_prompt)
         return Prompt(tokens, await service.chat_salt(tokens, messages, wish))
     if "token_ids" in fields:
-        fields = Fields({"prompt": fields.raw("token_ids")})
-    elif "prompt" not in fields:
+        ids = parse_token_ids(fields, service.vocabulary)
+        return Prompt(ids, await service.prompt_salt(ids, ids, wish))
+    if "prompt" not in fields:
         fields.fail("messages", "or prompt or token_ids is needed", "missing_field")
     prompts = parse_prompts(fields, service.vocabulary)
     if len(prompts) > 1:
