@@ -4,9 +4,11 @@
     proof   the same prompt without reuse: KV and logits as computing gives them
 
 A `Witness` takes down both where they are made: a digest of each whole block of the prompt, and one of the
-logits of its last row. Equal digests are equal bits. On a mismatch the log has an error, `mismatched`
-counts it, the blocks from the first that differs on are forgotten, so that nobody else finds them, and
-whoever asked gets the proof's answer: a call that wants verification is always answered by its proof.
+logits of its last row. Equal digests are equal bits: the checksum of `engine.kv.blob`, as everybody waits
+while it is made (0.06 ms a block of 720 KiB on a busy machine, where blake2b took 1.4). On a mismatch the
+log has an error, `mismatched` counts it, the blocks from the first that differs on are forgotten, so that
+nobody else finds them, and whoever asked gets the proof's answer: a call that wants verification is always
+answered by its proof.
 
 Where the shapes of this machine are not exact (`engine.models.exact`) bits differ without a fault: then
 nothing is compared.
@@ -15,7 +17,6 @@ nothing is compared.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import secrets
 from collections.abc import Callable, Sequence
@@ -25,12 +26,12 @@ from typing import Any, Final, Generic, TypeVar
 
 from engine.engine import Engine
 from engine.errors import EngineError
+from engine.kv.blob import checksum
 from engine.kv.salts import Salt
 from engine.request import GenerationRequest, Lane, SamplingParams
 from engine.spans import Schedule
 
 LogitsT = TypeVar("LogitsT")
-_DIGEST_BYTES: Final = 16
 _ONE_TOKEN: Final = SamplingParams(temperature=0.0, max_tokens=1)
 _log = logging.getLogger("engine")
 
@@ -87,8 +88,8 @@ class Witness(Generic[LogitsT]):
             sequence = span.sequence
             if span.sample and span.stop == sequence.prompt_tokens and sequence.id in self._watched:
                 whole = sequence.blocks[: sequence.prompt_tokens // self._block_tokens]
-                digests = tuple(_digest(self._block(block)) for block in whole)
-                evidence = Evidence(digests, _digest(self._logits(logits, row)))
+                digests = tuple(checksum(self._block(block)) for block in whole)
+                evidence = Evidence(digests, checksum(self._logits(logits, row)))
                 self._watched[sequence.id] = evidence
 
     def __repr__(self) -> str:
@@ -167,21 +168,28 @@ class Verifier:
         per_block = self._engine.scheduler.index.block_tokens
         whole = len(probe.evidence.blocks)
         first = 0 if block == whole else block * per_block
-        gone = await self._engine.ask(
-            lambda scheduler: scheduler.index.invalidate_from(
-                probe.tokens, probe.salt, from_token=first
-            )
-        )
+        forgotten = await self._forget(probe, first)
         what = "the logits alone differ" if block == whole else f"KV differs from token {first} on"
         _log.error(
-            "verification failed: %s, of a prompt of %d tokens of which %d were reused;"
-            " %d tokens of KV were forgotten",
+            "verification failed: %s, of a prompt of %d tokens of which %d were reused; %s",
             what,
             len(probe.tokens),
             probe.hit_tokens,
-            gone,
+            forgotten,
         )
         return False
+
+    async def _forget(self, probe: Probe, first: int) -> str:
+        """Nobody else is to find what is wrong; says what became of it."""
+        try:
+            gone = await self._engine.ask(
+                lambda scheduler: scheduler.index.invalidate_from(
+                    probe.tokens, probe.salt, from_token=first
+                )
+            )
+        except OSError as error:  # the pool has forgotten it; whoever asked is right all the same
+            return f"the disk may have kept what the pool forgot ({error})"
+        return f"{gone} tokens of KV were forgotten"
 
     def served(self, tokens: Sequence[int], salt: Salt, *, hit_tokens: int) -> None:
         """A call with these reused tokens was answered: check it behind everybody's back, by chance."""
@@ -230,7 +238,3 @@ class Verifier:
             "mismatched": self.mismatched,
             "skipped": self.skipped,
         }
-
-
-def _digest(data: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()

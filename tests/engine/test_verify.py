@@ -85,6 +85,27 @@ async def test_a_spoiled_block_is_found_told_and_forgotten(
         assert again["kv_receipt"]["verified"] is True
 
 
+async def test_a_disk_that_cannot_be_told_costs_neither_the_answer_nor_the_check(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with engine(model, kv_disk_path=str(tmp_path / "disk")) as here:
+        truth = await here.chat(QUESTION)
+        await spoil(here, 0)
+        tiers = here.service.engine.scheduler.tiers
+        assert tiers is not None
+        assert tiers.cold is not None
+
+        def broken(*_: object) -> int:
+            raise OSError("it cannot be told")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(tiers.cold, "forget", broken)
+            checked = await here.chat(QUESTION, kv={"verify": True})
+        assert checked["kv_receipt"]["verified"] is False
+        assert checked["choices"] == truth["choices"]
+        assert "may have kept what the pool forgot (it cannot be told)" in caplog.text
+
+
 async def test_without_asking_a_spoiled_block_goes_unnoticed(model: Path) -> None:
     """Else the tests above would prove nothing."""
     async with engine(model) as here:
