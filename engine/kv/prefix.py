@@ -309,8 +309,6 @@ class PrefixIndex:
     def set_quota(self, salt: str, limit_bytes: int | None) -> None:
         """How much a salt may keep from now on (None: all there is). What is too much goes at once."""
         quotas = self.keeper.quotas
-        if quotas.limit_bytes(salt) == limit_bytes:
-            return
         if quotas.set(salt, limit_bytes):
             for entry in self._entries.values():
                 if entry.salt == salt and self._idle(entry):

@@ -108,3 +108,14 @@ def test_quotas_without_end_are_forgotten_from_the_oldest(monkeypatch: pytest.Mo
         quotas.set(salt, 5)
     assert [quotas.limit_bytes(salt) for salt in "abc"] == [5, None, 5]
     assert repr(quotas) == "Quotas(0 salts keep blocks, 2 have a quota)"
+
+
+def test_who_says_the_same_quota_again_is_not_the_one_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.kv.quotas.MOST_SALTS", 2)
+    index = make()
+    for salt in ("a", "b", "a", "c"):
+        index.set_quota(salt, 5 * BYTES)
+    quotas = index.keeper.quotas
+    assert [quotas.limit_bytes(salt) for salt in "abc"] == [5 * BYTES, None, 5 * BYTES]
