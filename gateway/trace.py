@@ -166,8 +166,9 @@ _NAMES: Final = {kind: frozenset(one.name for one in fields(kind)) for kind in _
 
 
 def read(paths: Iterable[Path]) -> Trace:
-    """Read all files. Raises: TraceError, also for a file that is not there."""
-    read_files = [_read_file(file) for path in paths for file in with_siblings(path)]
+    """Read all files, each once. Raises: TraceError, also for a file that is not there."""
+    named = {file.resolve(): file for path in paths for file in with_siblings(path)}
+    read_files = [_read_file(file) for file in named.values()]
     prompts = [one for found in read_files for one in found if isinstance(one, Prompt)]
     others = [one for found in read_files for one in found if not isinstance(one, Prompt)]
     if prompts and others:

@@ -62,6 +62,16 @@ def test_rotated_siblings_are_read_too_and_all_is_put_in_order_of_time(tmp_path:
     ]  # fmt: skip
 
 
+def test_a_file_that_is_named_twice_or_found_beside_another_counts_once(tmp_path: Path) -> None:
+    write(tmp_path / "j.1", [missed(1.0, "a")])
+    path = write(tmp_path / "j", [missed(2.0, "b")])
+    alone = read([path])
+    assert isinstance(alone, JournalTrace)
+    assert len(alone.events) == 2
+    assert read([path, tmp_path / "j.1", tmp_path / "." / "j"]) == alone
+    assert read([tmp_path / "j.1", path]) == alone
+
+
 def test_the_latest_configuration_is_taken_and_a_change_is_known(tmp_path: Path) -> None:
     first = begun(configured(freshness={"jitter": 0.5}))
     latest = begun()
