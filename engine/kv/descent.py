@@ -55,19 +55,22 @@ class Descent:
         """The pool is about to give a block's place to another."""
         wall = self._wall()
         wanted = _on_the_wall(kept.wanted, wall - now)
-        if self.cold is not None and not wanted.may_move_to("cold"):
-            self._recall(self.cold, kept, wall=wall)
         if wanted.expires_at > wall:
             if self.warm is not None and wanted.may_move_to("warm"):
                 self._to_warm(self.warm, kept, wanted, wall=wall)
             elif self.cold is not None:
                 self._to_cold(self.cold, kept, wanted, wall=wall)
 
-    def _recall(self, cold: Disk, kept: Kept, *, wall: float) -> None:
-        """It was written before anybody said that it must not lie so far down."""
-        known = cold.shelf.get(kept.identity.key)
-        if known is not None:
-            cold.drop(known, now=wall)
+    def narrowed(self, key: bytes, wanted: Retention) -> None:
+        """What went down before anybody said that it must not lie so far down goes."""
+        if self.warm is not None and not wanted.may_move_to("warm"):
+            in_memory = self.warm.shelf.get(key)
+            if in_memory is not None:
+                self.warm.forget([in_memory])
+        if self.cold is not None and not wanted.may_move_to("cold"):
+            on_disk = self.cold.shelf.get(key)
+            if on_disk is not None:
+                self.cold.drop(on_disk, now=self._wall())
 
     def _to_warm(self, warm: Memory, kept: Kept, wanted: Retention, *, wall: float) -> None:
         known = warm.shelf.get(kept.identity.key)
@@ -117,10 +120,11 @@ class Descent:
         events, tokens = self._index.keeper.events, self._index.block_tokens
         events.note("moved", kept.identity.key, salt=kept.salt, tokens=tokens, cause=to)
 
-    def published(self, key: bytes, priority: Priority) -> None:
+    def published(self, key: bytes, wanted: Retention) -> None:
         """A block became findable."""
-        if self.cold is not None and priority in self._ahead:
-            self._ahead[priority].append(key)
+        self.narrowed(key, wanted)
+        if self.cold is not None and wanted.priority in self._ahead:
+            self._ahead[wanted.priority].append(key)
 
     def write_ahead(self, most: int, *, now: float) -> int:
         """Write blocks of the pool that are not on disk yet; how many."""

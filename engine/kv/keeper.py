@@ -18,7 +18,7 @@ from engine.kv.events import EventLog
 from engine.kv.missed import Cause, Forgotten, Reason
 from engine.kv.quotas import Quotas
 from engine.kv.retention import PIN_SHARE, Pins, Retention
-from engine.request import Priority, Tier
+from engine.request import Tier
 from policies.reuse import ReuseOrder
 
 SHARED_BY = 3
@@ -61,8 +61,11 @@ class Below(Protocol):
     def evicted(self, kept: Kept, /, *, now: float) -> None:
         """The block's place is about to be given to another."""
 
-    def published(self, key: bytes, priority: Priority, /) -> None:
+    def published(self, key: bytes, wanted: Retention, /) -> None:
         """A block became findable."""
+
+    def narrowed(self, key: bytes, wanted: Retention, /) -> None:
+        """A block's ceiling is another now."""
 
     def forget(self, keys: Collection[bytes], /, *, salt: str | None = None) -> int:
         """Forget these blocks, a salt's, and what builds on them; how many are not in the pool."""

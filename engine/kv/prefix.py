@@ -257,7 +257,7 @@ class PrefixIndex:
             above.branches += 1
         self.keeper.stored(entry, turn=turn)
         if self.below is not None:
-            self.below.published(entry.key, retention.priority)
+            self.below.published(entry.key, retention)
         return block
 
     def _may_keep(self, salt: str) -> bool:
@@ -278,7 +278,9 @@ class PrefixIndex:
             entry = self._by_block.get(block)
             left = self.pool.drop(block)
             if entry is not None:
-                entry.retention = entry.retention.merged(retention, now=now)
+                wanted = entry.retention.merged(retention, now=now)
+                self._tell_below(entry, wanted)
+                entry.retention = wanted
                 if left == 0:
                     self.keeper.rests(entry)
             elif left == 0:
@@ -288,7 +290,13 @@ class PrefixIndex:
 
     def retain(self, entry: Entry, wanted: Retention) -> None:
         """From now on this is wanted of a block of `path`, in place of what was."""
+        self._tell_below(entry, wanted)
         self.keeper.wants(entry, wanted, idle=self._idle(entry))
+
+    def _tell_below(self, entry: Entry, wanted: Retention) -> None:
+        """A copy of it may lie farther down than it may from now on."""
+        if self.below is not None and wanted.ceiling != entry.retention.ceiling:
+            self.below.narrowed(entry.key, wanted)
 
     def supersede(self, leaf: bytes) -> int:
         """A conversation has gone on without this block: it, and what led to it alone, goes first.

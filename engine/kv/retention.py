@@ -4,7 +4,8 @@
     expires_at its ttl: from then on it goes before everything that has not expired
     pin        kept until unpinned, or until the pin's own time is over; whatever its ttl says
     floor      the farthest tier it may end up in while it has not expired (None: it may be dropped)
-    ceiling    the farthest tier it may ever be written to: `hot` is never written to disk
+    ceiling    the farthest tier it may ever be written to: `hot` is never written to disk, and what was
+               written before anybody said so is taken away from there
 
 Order of victims in the pool: expired, then superseded by the next turn of its conversation, then by
 priority, then what may not leave the pool, and last what is pinned. Last is not never: a pin that only a waiting

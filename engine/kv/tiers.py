@@ -32,9 +32,10 @@ from engine.kv.choice import Choice
 from engine.kv.descent import Descent
 from engine.kv.keeper import Kept
 from engine.kv.prefix import PrefixIndex
+from engine.kv.retention import Retention
 from engine.kv.shelf import Item
 from engine.kv.stock import Disk, Memory, Run, Stock
-from engine.request import Priority, Sequence, Tier
+from engine.request import Sequence, Tier
 
 AHEAD_A_STEP: Final = 2
 """Blocks written ahead in each step; more only while nothing runs."""
@@ -95,9 +96,13 @@ class Tiers:
         """The pool is about to give a block's place to another. Called by the index."""
         self._descent.evicted(kept, now=now)
 
-    def published(self, key: bytes, priority: Priority) -> None:
+    def published(self, key: bytes, wanted: Retention) -> None:
         """A block became findable: it is worth writing ahead of its eviction. Called by the index."""
-        self._descent.published(key, priority)
+        self._descent.published(key, wanted)
+
+    def narrowed(self, key: bytes, wanted: Retention) -> None:
+        """Copies that lie farther down than `wanted` allows go. Called by the index."""
+        self._descent.narrowed(key, wanted)
 
     def forget(self, keys: Collection[bytes], *, salt: str | None = None) -> int:
         """Forget these blocks, those of this salt, and what is known to build on them.

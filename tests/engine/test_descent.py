@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.kv.retention import Retention
 from tests.kit.tiered import Tiered
 
 PROMPT = list(range(1, 18))
@@ -82,8 +83,32 @@ def test_a_wish_that_forbids_the_disk_takes_away_what_is_there(
     tiered.settle()
     assert on_disk(tiered) == 4
     tiered.ask(PROMPT, **wish)
+    assert on_disk(tiered) == 0, "at once: a kill would leave it there"
     tiered.push_out()
+    tiered.push_out(seed=8)
     assert on_disk(tiered) == 0
+
+
+@pytest.mark.parametrize("warm_blocks", [0, 16])
+def test_so_does_a_wish_for_what_is_below_the_pool_or_was_retained(
+    tmp_path: Path, warm_blocks: int
+) -> None:
+    tiered = Tiered(tmp_path, warm_blocks=warm_blocks)
+    tiered.ask(PROMPT)
+    tiered.settle()
+    tiered.push_out()
+    tiered.ask(PROMPT, ceiling="hot")  # brought up
+    assert on_disk(tiered) == 0
+    assert tiered.warm is None or not any(
+        key in tiered.warm.shelf for key in tiered.index.chain(PROMPT, "")
+    )
+    tiered.ask(PROMPT, salt="b")
+    tiered.settle()
+    assert on_disk(tiered, "b") == 4
+    chain = tiered.index.chain(PROMPT, "b")
+    for entry in tiered.index.path(chain, PROMPT, "b", most=2):
+        tiered.index.retain(entry, Retention(ceiling="hot"))
+    assert on_disk(tiered, "b") == 2
 
 
 def test_a_disk_that_fails_while_it_is_taken_away_does_not_fail_the_step(
@@ -92,14 +117,13 @@ def test_a_disk_that_fails_while_it_is_taken_away_does_not_fail_the_step(
     tiered = Tiered(tmp_path)
     tiered.ask(PROMPT)
     tiered.settle()
-    tiered.ask(PROMPT, ceiling="hot")
     assert tiered.cold is not None
 
     def broken(slot: int) -> None:
         raise OSError(f"slot {slot} cannot be written")
 
     monkeypatch.setattr(tiered.cold.file, "clear", broken)
-    tiered.push_out()
+    tiered.ask(PROMPT, ceiling="hot")
     assert on_disk(tiered) == 0
     assert "cannot be written" in caplog.text
 

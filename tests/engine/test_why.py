@@ -6,9 +6,9 @@ from engine.kv.blocks import BlockPool
 from engine.kv.keeper import Kept
 from engine.kv.missed import Missed
 from engine.kv.prefix import PrefixIndex
+from engine.kv.retention import Retention
 from engine.kv.salts import Layered, Salt
 from engine.kv.why import why_missed
-from engine.request import Priority
 from tests.kit.holder import P, kept
 
 TOKENS = list(range(1, 14))  # three blocks and a token
@@ -106,7 +106,10 @@ class OnDisk:
     def evicted(self, kept: Kept, /, *, now: float) -> None:
         self.keys.add(kept.identity.key)
 
-    def published(self, key: bytes, priority: Priority, /) -> None:
+    def published(self, key: bytes, wanted: Retention, /) -> None:
+        pass
+
+    def narrowed(self, key: bytes, wanted: Retention, /) -> None:
         pass
 
     def forget(self, keys: Collection[bytes], /, *, salt: str | None = None) -> int:
