@@ -114,6 +114,7 @@ class KvControl:
     def __init__(self, engine: Engine[Any]) -> None:
         self._engine = engine
         self._waiting: set[asyncio.Future[None]] = set()
+        self._told = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def lookup(
@@ -192,10 +193,14 @@ class KvControl:
 
     def _heard(self) -> None:
         """In the engine's thread, after each event: worth a call only when somebody waits."""
-        if self._waiting and self._loop is not None and not self._loop.is_closed():
+        if self._told or not self._waiting:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            self._told = True  # one call for all blocks of an invalidation
             self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
+        self._told = False  # first: what happens from here on calls anew
         while self._waiting:
             news = self._waiting.pop()
             if not news.done():

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from engine.kv.missed import Missed
 from engine.kv.retention import Wish
 from engine.kv.salts import Layered
@@ -114,6 +116,29 @@ async def test_a_reader_of_events_waits_until_something_happens() -> None:
             assert {event.kind for event in page.events} == {"stored"}
             assert page.last >= 1
         assert not control._waiting
+
+
+async def test_many_events_at_once_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted() as one:
+        control = one.service.control
+        waiting = asyncio.create_task(control.events(0, limit=99, wait_s=60))
+        while not control._waiting:  # noqa: ASYNC110 - turns of the loop, not time
+            await asyncio.sleep(0)
+        await control.events(0, limit=1)  # by now it has looked
+        calls: list[object] = []
+        loop = asyncio.get_running_loop()
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "call_soon_threadsafe", calls.append)
+            for _ in range(100):
+                control._heard()
+        assert calls == [control._wake]
+        control._wake()
+        assert (await waiting).events == ()
+        again = asyncio.create_task(control.events(0, limit=99, wait_s=60))
+        while not control._waiting:  # noqa: ASYNC110 - turns of the loop, not time
+            await asyncio.sleep(0)
+        await prefilled(one)
+        assert (await again).events
 
 
 async def test_a_wait_ends_with_its_time_and_with_its_reader() -> None:
