@@ -103,7 +103,7 @@ class Descent:
     def _worth_writing(self, cold: Disk, wanted: Retention, wall: float) -> bool:
         if not wanted.may_move_to("cold"):
             return False
-        if not cold.may_write(now=wall) or self._choice.is_off("cold"):
+        if not self._takes(cold, wall):
             return False
         if wanted.priority not in WORTH_WRITING and len(cold.shelf) >= cold.shelf.most:
             return False
@@ -111,6 +111,10 @@ class Descent:
             cold.counts.dropped += 1
             return False
         return True
+
+    def _takes(self, cold: Disk, wall: float) -> bool:
+        """Whether the disk is written to at all, just now."""
+        return cold.may_write(now=wall) and not self._choice.is_off("cold")
 
     def _goods(self, kept: Kept, wanted: Retention) -> Goods:
         payload = self._store.export_block(kept.block)
@@ -130,8 +134,8 @@ class Descent:
         """Write blocks of the pool that are not on disk yet; how many."""
         cold, wall = self.cold, self._wall()
         written = 0
-        if cold is None:
-            return 0
+        if cold is None or not self._takes(cold, wall):
+            return 0  # and who waits goes on waiting
         for waiting in self._ahead.values():
             while waiting and written < most and cold.spare_writes > 0:
                 kept = self._index.kept(waiting.popleft())

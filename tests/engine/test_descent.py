@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.kv.retention import Retention
+from engine.kv.stock import FAILURES_UNTIL_OFF, PAUSE_AFTER_FAILURES_S
 from tests.kit.tiered import Tiered
 
 PROMPT = list(range(1, 18))
@@ -46,6 +47,19 @@ def test_an_idle_engine_writes_the_rest_high_priority_first(tmp_path: Path) -> N
     assert on_disk(tiered, "m") == 4
     # one of the other was begun before there was any of high priority
     assert counts == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (4, 2), (4, 3), (4, 4)]
+
+
+def test_what_is_published_while_a_disk_rests_is_written_ahead_afterwards(tmp_path: Path) -> None:
+    tiered = Tiered(tmp_path, blocks=16)
+    assert tiered.cold is not None
+    for _ in range(FAILURES_UNTIL_OFF):
+        tiered.cold._failed(OSError("it is full"), now=tiered.clock.now())
+    tiered.ask(PROMPT)
+    tiered.settle()
+    assert on_disk(tiered) == 0
+    tiered.clock.advance(PAUSE_AFTER_FAILURES_S)
+    tiered.settle()
+    assert on_disk(tiered) == 4
 
 
 def test_low_priority_is_written_only_when_it_is_evicted_and_there_is_room(tmp_path: Path) -> None:
