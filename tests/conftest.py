@@ -48,6 +48,6 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Library:
     try:
         return library({**os.environ, "KVGATE_CACHE_DIR": str(folder)})
     except NoNativeError as error:
-        if os.environ.get("KVGATE_REQUIRE_COMPILER"):
-            pytest.fail(f"KVGATE_REQUIRE_COMPILER is set, but {error}")
+        if os.environ.get("TESTS_REQUIRE_COMPILER"):
+            pytest.fail(f"TESTS_REQUIRE_COMPILER is set, but {error}")
         pytest.skip(f"no native kernels without a compiler: {error}")

@@ -1,7 +1,7 @@
 """A real browser: the Chromium of this machine, driven by Playwright; no browser is downloaded.
 
 ``KVGATE_TEST_CHROMIUM`` names one that is not on the path. Where there is none the tests that need
-one are skipped and say so, unless ``KVGATE_REQUIRE_CHROMIUM`` is set, as ``.ci/run`` does.
+one are skipped and say so, unless ``TESTS_REQUIRE_CHROMIUM`` is set, as ``.ci/run`` does.
 """
 
 import os
@@ -26,7 +26,7 @@ def chromium() -> str | None:
 
 
 needs_chromium = pytest.mark.skipif(
-    chromium() is None and "KVGATE_REQUIRE_CHROMIUM" not in os.environ,
+    chromium() is None and "TESTS_REQUIRE_CHROMIUM" not in os.environ,
     reason="no Chromium on this machine: apt-get install chromium, or set KVGATE_TEST_CHROMIUM",
 )
 
@@ -35,7 +35,7 @@ needs_chromium = pytest.mark.skipif(
 async def browsing() -> AsyncIterator[Browser]:
     """The browser, until the block ends."""
     path = chromium()
-    assert path is not None, "KVGATE_REQUIRE_CHROMIUM is set, and there is no Chromium"
+    assert path is not None, "TESTS_REQUIRE_CHROMIUM is set, and there is no Chromium"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=FLAGS)
         try:

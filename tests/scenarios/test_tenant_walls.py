@@ -96,6 +96,11 @@ def refused(code: str) -> Callable[[Answer], bool]:
     return lambda answer: answer.error["code"] == code
 
 
+def no_admin(answer: Answer) -> bool:
+    """Not even whose things they are: for operators only, and for them it never ends."""
+    return answer.status == 403
+
+
 def model_routes(prefix: str) -> list[Row]:
     chat, rest = f"{prefix}/chat/completions", f"{prefix}/chat/completions/{{rest}}"
     below, model = f"{chat}/chatcmpl-1", f"{prefix}/models/{{model}}"
@@ -121,6 +126,7 @@ def model_routes(prefix: str) -> list[Row]:
     ]  # fmt: skip
 
 
+LIVE = "/dashboard/live"
 ENTRY, JOB = "/v1/cache/entries/{key}", "/v1/cache/warm/{job}"
 HELD, TALK = "/v1/cache/contexts/{id}", "/v1/cache/conversations/{id}"
 READS = [
@@ -150,9 +156,15 @@ READS = [
     Row("GET", "/healthz", well),
     Row("GET", "/readyz", well),
     Row("GET", "/metrics", shows('tenant="a"'), twin=ROOT),
+    Row("GET", "/dashboard", well),  # the empty page: what is on it comes by the next but one
+    Row("GET", "/dashboard/{file}", well, "/dashboard/dashboard.css"),
+    Row("GET", LIVE, no_admin),
     Row("*", "/{unknown}", refused("unknown_url"), "/v1/cache/nothing"),
     Row("*", "/{unknown}", refused("unknown_url"), "/v1/cache/entries/{entry}/more"),
 ]  # fmt: skip
+EXPLAINED = [
+    Row("POST", "/v1/cache/explain", shows('"fresh"'), body=asked(QUESTION)),
+]
 WRITES = [
     Row("POST", "/v1/cache/warm", lambda answer: answer.status == 202, body=WARM),
     Row("DELETE", JOB, well, "/v1/cache/warm/{job}"),
@@ -173,13 +185,21 @@ WRITES = [
     Row("POST", "/v1/cache/invalidate", well, body={"all": True}),
     Row("POST", "/v1/cache/invalidate", refused("invalid_selector"), body={"all": True, "tenant": "a"}),
 ]  # fmt: skip
+
+
+def _alive_without_body(row: Row) -> Callable[[Answer], bool]:
+    if row.route == LIVE:
+        return no_admin
+    return well if row.twin == ALICE else let_in
+
+
 GETS = [*model_routes("/v1"), *model_routes(""), *READS]
 HEADS = [
-    replace(row, method="HEAD", alive=well if row.twin == ALICE else let_in)
+    replace(row, method="HEAD", alive=_alive_without_body(row))
     for row in GETS
     if row.method == "GET" and not row.route.endswith("{rest}")
 ]
-ROWS = [*GETS, *HEADS, *WRITES]
+ROWS = [*GETS, *HEADS, *EXPLAINED, *WRITES]
 
 
 async def routes() -> set[tuple[str, str]]:
