@@ -187,7 +187,7 @@ def two_questions(peer: Peer) -> dict[str, float]:
 
 def prefill(peer: Peer, tokens: int) -> dict[str, float]:
     """Tokens of a cold prompt per second until the first word."""
-    heard = peer.ask(sized(tokens), tokens=1)
+    heard = peer.ask(sized(tokens, end="Write a long story."), tokens=4, ignore_eos=True)
     return {"tokens_per_s": heard.prompt_tokens / heard.first_s}
 
 
@@ -252,7 +252,7 @@ def system_prompts(peer: Peer) -> dict[str, float]:
     for round_number in range(ROUNDS):
         for system in systems:
             asked = [{"role": "system", "content": system}, *said(f"Question {round_number}?")]
-            heard = peer.ask(asked, tokens=4)
+            heard = peer.ask(asked, tokens=4, ignore_eos=True)
             (later if round_number else first).append(heard.first_s * 1000)
     return {"round_1_ms": statistics.median(first), "later_ms": statistics.median(later)}
 
