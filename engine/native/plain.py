@@ -27,6 +27,12 @@ def quantised_blocks(weight: NDArray[np.float32], bits: int) -> NDArray[np.uint8
     return blocks
 
 
+def dequantised(blocks: NDArray[np.uint8], bits: int) -> Floats:
+    """What blocks (outputs, bytes) stand for, as floats (outputs, inputs)."""
+    values: Floats = quants.dequantize(blocks, KINDS[bits])
+    return values
+
+
 def multiply(blocks: NDArray[np.uint8], bits: int, x: Floats) -> Floats:
     """x (M, inputs) times blocks (outputs, bytes): (M, outputs)."""
     codes, scales, sums = quantised_rows(x)  # (M, G, 32), (M, G), (M, G)

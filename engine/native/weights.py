@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, quants
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from engine.errors import ModelLoadError
@@ -123,10 +123,3 @@ def _scales(blocks: NDArray[np.uint8], bits: int) -> NDArray[np.float16]:
     """Scales of blocks, and minima where they have some."""
     parts = blocks.reshape(len(blocks), -1, BLOCK_BYTES[bits])
     return np.ascontiguousarray(parts[..., : 4 if bits == 4 else 2]).view(np.float16)
-
-
-def dequantised(blocks: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
-    """What the blocks stand for, as floats: for tests."""
-    kind: Any = GGMLQuantizationType.Q4_1 if bits == 4 else GGMLQuantizationType.Q8_0
-    values: NDArray[np.float32] = quants.dequantize(blocks, kind)
-    return values

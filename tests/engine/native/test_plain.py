@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.native.plain import multiply, quantised_blocks, quantised_rows, unpacked
-from engine.native.weights import dequantised
+from engine.native.plain import dequantised, multiply, quantised_blocks, quantised_rows, unpacked
 
 DICE = np.random.default_rng(3)
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from engine.errors import ModelLoadError
 from engine.native.library import Library
 from engine.native.model import Weights
-from engine.native.plain import BLOCK_BYTES, quantised_blocks
-from engine.native.weights import Arena, Packer, dequantised
+from engine.native.plain import BLOCK_BYTES, dequantised, quantised_blocks
+from engine.native.weights import Arena, Packer
 from engine.weights.gguf import GgufFile
 from engine.weights.load import load
 from engine.weights.safetensors import SafetensorsFolder
