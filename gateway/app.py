@@ -37,6 +37,7 @@ from gateway.explaining import Explainer
 from gateway.flights import Flights, Tasks
 from gateway.journal import Journal
 from gateway.journal_open import open_journal
+from gateway.kv_secret import kv_secret
 from gateway.metrics import Metrics
 from gateway.numbers import Ask, Numbers, added_up
 from gateway.pipeline import Pipeline
@@ -118,7 +119,7 @@ async def build(
     other workers, if this process is one of several. ``span_exporter`` takes the spans in place of the
     configured collector.
     """
-    rules = config.rules(kv_secret=team.kv_secret if team else None)
+    rules = config.rules(kv_secret=team.kv_secret if team else await kv_secret(config))
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
     )

@@ -40,6 +40,7 @@ from gateway.config_sections import (
     Profile,
     RequestLimits,
     Routing,
+    Secrets,
     Server,
     Store,
     Tenant,
@@ -88,6 +89,7 @@ class Config(BaseSettings):
     freshness: Freshness = Freshness()
     limits: RequestLimits = RequestLimits()
     store: Store = Store()
+    secrets: Secrets = Secrets()
     journal: JournalFile = JournalFile()
     warm: Warm = Warm()
     tracing: Tracing = Tracing()
@@ -129,8 +131,8 @@ class Config(BaseSettings):
     def rules(self, *, kv_secret: bytes | None = None) -> Rules:
         """The operator's wishes as ``policies`` wants them.
 
-        ``kv_secret`` keys the salts of KV blocks; by default a new one, as the blocks of the
-        embedded engine do not outlive the gateway either.
+        ``kv_secret`` keys the salts of KV blocks and is the deployment's (``gateway.kv_secret``);
+        without it there is a new one, for callers that send nothing to a backend.
         """
         tiers = {
             name: TierRule(

@@ -21,6 +21,7 @@ from gateway.config_values import (
     LongerThanZero,
     Name,
     RedisUrl,
+    Secret,
     Size,
     Text,
     Whole,
@@ -248,6 +249,12 @@ class Store(Section):
     disk_path: Text | None = None
     redis_url: RedisUrl | None = None
     timeout_ms: Annotated[Whole, Field(ge=1, le=10_000)] = 50
+
+
+class Secrets(Section):
+    """What only the gateways of one deployment know; see ``gateway.kv_secret``."""
+
+    kv: Secret | None = None
 
 
 class Pattern(Section):

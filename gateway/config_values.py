@@ -6,10 +6,11 @@ a secret.
 
 import hashlib
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SecretStr
 
 SECONDS_PER_UNIT = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 BYTES_PER_UNIT = {
@@ -93,6 +94,23 @@ def weak_key(value: object) -> str | None:
     if len(value) < SHORTEST_KEY:
         return f"shorter than {SHORTEST_KEY} characters; make one with `openssl rand -hex 24`"
     return None
+
+
+def parse_secret(value: object) -> object:
+    """A secret, or ``file:PATH`` of a file that holds it."""
+    if isinstance(value, SecretStr):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be text in quotes, or file:PATH")
+    if value.startswith("file:"):
+        try:
+            value = Path(value[5:]).expanduser().read_text("utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise ValueError(f"its file cannot be read: {reason}") from None
+    if len(value.strip()) < SHORTEST_KEY:
+        raise ValueError(f"needs {SHORTEST_KEY} characters; make one with `openssl rand -hex 32`")
+    return value.strip()
 
 
 def parse_base_url(value: object) -> str:
@@ -183,5 +201,6 @@ KeyDigest = Annotated[bytes, PlainValidator(digest_key)]
 BaseUrl = Annotated[str, BeforeValidator(parse_base_url)]
 AutoOrBool = Annotated[bool | Literal["auto"], PlainValidator(parse_auto_or_bool)]
 AutoOrCount = Annotated[int | Literal["auto"], PlainValidator(parse_auto_or_count)]
+Secret = Annotated[SecretStr, BeforeValidator(parse_secret)]
 AtLeastOne = AfterValidator(not_empty)
 RedisUrl = Annotated[str, BeforeValidator(parse_redis_url)]

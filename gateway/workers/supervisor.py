@@ -22,7 +22,6 @@ from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from secrets import token_bytes
 from typing import Any, Final
 
 import structlog
@@ -31,6 +30,7 @@ from gateway.backends.embedded import code_environment
 from gateway.backends.replicas import Replicas
 from gateway.config import Config
 from gateway.flights import Tasks
+from gateway.kv_secret import kv_secret
 from gateway.numbers import Numbers, added_up
 from gateway.tally import Statistics
 from gateway.workers.channel import Channel, ChannelError, Handler
@@ -101,7 +101,7 @@ class Supervisor:
         self._command = tuple(command)
         self._clock = clock
         self._delay_after = delay_after or _delay_after
-        self._kv_secret = token_bytes(32)
+        self._kv_secret = b""
         self._tasks = Tasks()
         self._places = [Place(number, sock) for number, sock in enumerate(listeners, 1)]
         self._url = url
@@ -126,6 +126,7 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._asked_to_stop, number)
         try:
+            self._kv_secret = await kv_secret(self._config)
             if self._engines is not None:
                 await self._engines.start()
             keeping = [

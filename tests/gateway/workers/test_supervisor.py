@@ -44,7 +44,13 @@ class Bench:
         self.addresses = [sock.getsockname() for sock in self.listeners]
         self.delays: list[int] = []
         self.supervisor = Supervisor(
-            Config.model_validate({"backends": [UP], "server": {"shutdown_grace_s": 0.2}}),
+            Config.model_validate(
+                {
+                    "backends": [UP],
+                    "server": {"shutdown_grace_s": 0.2},
+                    "tiers": {"cold": {"store": "memory"}},
+                }
+            ),
             self.listeners,
             url="http://here",
             bind=lambda: listening(self.addresses[0]),
