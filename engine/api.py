@@ -1,13 +1,12 @@
 """What a client asks, judged and made into data. No HTTP, no torch.
 
 OpenAI's request bodies for `/v1/chat/completions` and `/v1/completions`, plus the member `kv` of the
-gateway. What is understood is checked for type and range and answered 400 naming the field; what is not
-known is ignored, so that newer clients work. An absent member and `null` mean the same, `true` is no
-number, and neither is NaN.
+gateway. The engine checks type and range of what it understands and answers 400 naming the field. It
+refuses what it does not do (`engine.members`) and ignores unknown names, so that newer clients work. An
+absent member and `null` mean the same, `true` is no number, and neither is NaN.
 
-`tools` go to the model's chat template, which may use them or not; the model's answer is text either
-way, so a `tool_choice` that demands a call is refused. `response_format` other than text is refused:
-nothing here could keep the promise.
+`tools` go to the model's chat template; the service refuses them where the template takes none. The
+model's answer is text either way, so a `tool_choice` that demands a call is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.fields import TEXT_CHARS, Fields
+from engine.members import (
+    REFUSED,
+    REFUSED_IN_CHAT,
+    REFUSED_IN_COMPLETIONS,
+    REFUSED_IN_MESSAGES,
+    REFUSED_IN_STREAM_OPTIONS,
+    refuse_ignored,
+)
 from engine.request import SamplingParams
 from engine.wishes import KvWish, parse_kv
 
@@ -58,8 +65,9 @@ class CompletionAsk(Ask):
 def parse_chat(body: object, *, vocabulary: int) -> ChatAsk:
     """A body of `/v1/chat/completions`. Raises `RequestError` naming the member."""
     fields = Fields(body)
+    refuse_ignored(fields, REFUSED, REFUSED_IN_CHAT)
     logprobs = fields.boolean("logprobs", default=False)
-    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS, beyond="unsupported_value")
     if top is not None and not logprobs:
         fields.fail("top_logprobs", "needs logprobs to be true")
     return ChatAsk(
@@ -72,12 +80,10 @@ def parse_chat(body: object, *, vocabulary: int) -> ChatAsk:
 def parse_completion(body: object, *, vocabulary: int) -> CompletionAsk:
     """A body of `/v1/completions`. Raises `RequestError` naming the member."""
     fields = Fields(body)
-    if fields.raw("suffix"):
-        fields.fail("suffix", "is not supported by this model", "unsupported_value")
-    common = _common(
-        fields, vocabulary, fields.integer("logprobs", 0, MAX_TOP_LOGPROBS), smallest=0
-    )
-    best_of = fields.integer("best_of", 1, MAX_CHOICES)
+    refuse_ignored(fields, REFUSED, REFUSED_IN_COMPLETIONS)
+    logprobs = fields.integer("logprobs", 0, MAX_TOP_LOGPROBS, beyond="unsupported_value")
+    common = _common(fields, vocabulary, logprobs, smallest=0)
+    best_of = fields.integer("best_of", 1, MAX_CHOICES, beyond="unsupported_value")
     if best_of is not None and best_of != common["choices"]:
         fields.fail("best_of", "must equal n", "unsupported_value")
     if common["max_tokens"] is None:
@@ -99,6 +105,7 @@ def parse_messages(fields: Fields) -> list[Mapping[str, Any]]:
     for number, message in enumerate(messages):
         if not isinstance(message.get("role"), str):
             fields.fail(f"messages[{number}].role", "must be a string", "invalid_type")
+        refuse_ignored(Fields(message, f"messages[{number}]."), REFUSED_IN_MESSAGES)
     return messages
 
 
@@ -137,13 +144,17 @@ def _common(
     if "stream_options" in fields and not stream:
         fields.fail("stream_options", "is only allowed when stream is true")
     options = Fields(fields.raw("stream_options") or {}, "stream_options.")
+    refuse_ignored(options, REFUSED_IN_STREAM_OPTIONS)
     _refuse_formats(fields)
     longest = 2**31
+    choices = fields.integer("n", 1, longest) or 1
+    if choices > MAX_CHOICES:
+        fields.fail("n", f"must be at most {MAX_CHOICES}", "unsupported_value")
     newer = fields.integer("max_completion_tokens", smallest, longest)
     older = fields.integer("max_tokens", smallest, longest)
     return {
         "model": fields.text("model", None),
-        "choices": fields.integer("n", 1, MAX_CHOICES) or 1,
+        "choices": choices,
         "max_tokens": older if newer is None else newer,
         "sampling": SamplingParams(
             temperature=fields.number("temperature", 1, 0, 2),
@@ -200,7 +211,7 @@ def _logit_bias(fields: Fields, vocabulary: int) -> dict[int, float]:
 
 
 def _refuse_formats(fields: Fields) -> None:
-    if "response_format" in fields:
+    if fields.raw("response_format"):
         kind = Fields(fields.raw("response_format"), "response_format.").text("type", None)
         if kind != "text":
             fields.fail(
@@ -210,7 +221,7 @@ def _refuse_formats(fields: Fields) -> None:
 
 def _tools(fields: Fields) -> list[Mapping[str, Any]] | None:
     choice = fields.raw("tool_choice")
-    if choice not in (None, "none", "auto"):
+    if choice and choice not in ("none", "auto"):
         fields.fail(
             "tool_choice",
             "can be none or auto: this model cannot be made to call a tool",

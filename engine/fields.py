@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final, NoReturn
 
 from engine.errors import RequestError
@@ -22,6 +22,9 @@ class Fields:
 
     def __contains__(self, name: str) -> bool:
         return self._body.get(name) is not None
+
+    def names(self) -> Set[str]:
+        return self._body.keys()
 
     def raw(self, name: str) -> Any:
         return self._body.get(name)
@@ -44,7 +47,10 @@ class Fields:
             self.fail(name, f"must be between {low:g} and {high:g}")
         return float(value)
 
-    def integer(self, name: str, low: int, high: int) -> int | None:
+    def integer(
+        self, name: str, low: int, high: int, *, beyond: str = "invalid_value"
+    ) -> int | None:
+        """`beyond` is the code of a number outside the limits."""
         value = self.raw(name)
         if value is None:
             return None
@@ -53,7 +59,7 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int):
             self.fail(name, "must be an integer", "invalid_type")
         if not low <= value <= high:
-            self.fail(name, f"must be between {low} and {high}")
+            self.fail(name, f"must be between {low} and {high}", beyond)
         return int(value)
 
     def boolean(self, name: str, *, default: bool) -> bool:

@@ -32,7 +32,10 @@ ResultT = TypeVar("ResultT")
 
 
 class Template(Protocol):
-    """A model's chat template."""
+    """A model's chat template. `takes_tools`: it writes the request's tools into the prompt."""
+
+    @property
+    def takes_tools(self) -> bool: ...
 
     def render(
         self,
@@ -134,6 +137,9 @@ class Service:
         if template is None:
             message = "This model has no chat template; use /v1/completions."
             raise RequestError(message, param="messages", code="unsupported_value")
+        if tools and not template.takes_tools:
+            message = "tools are not supported: this model's chat template takes none."
+            raise RequestError(message, param="tools", code="unsupported_value")
 
         def encode() -> list[int]:
             text = template.render(

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -48,7 +48,7 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """A compiled chat template.
+    """A compiled chat template. `takes_tools`: it writes the request's tools into the prompt.
 
     `now` is asked by templates that write today's date. Raises `ModelLoadError` for a template that
     does not compile.
@@ -72,8 +72,10 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda form: now().strftime(form)
         try:
             self._template = environment.from_string(source)
+            names = meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise ModelLoadError(f"the chat template does not compile ({error})") from error
+        self.takes_tools = "tools" in names
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
 
     def render(
@@ -137,7 +139,9 @@ def _text(content: Any, where: str) -> str:
         kind = part.get("type")
         if kind not in {"text", "input_text", "output_text", "refusal"}:
             raise RequestError(
-                f"content parts of type {kind!r} are not supported by this model", param=here
+                f"content parts of type {kind!r} are not supported by this model",
+                param=here,
+                code="unsupported_value",
             )
         text = part.get("refusal" if kind == "refusal" else "text")
         if not isinstance(text, str):

@@ -137,3 +137,8 @@ def test_the_clients_messages_are_left_as_they_were() -> None:
     ]
     template().render(messages)
     assert messages == [{"role": "developer", "content": [{"type": "text", "text": "a"}]}]
+
+
+def test_a_template_says_whether_it_writes_tools() -> None:
+    assert template("{% if tools %}{{ tools | tojson }}{% endif %}").takes_tools
+    assert not template("{{ messages[0].content }}{% set tools = 1 %}").takes_tools

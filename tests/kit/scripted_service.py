@@ -29,6 +29,8 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 class Brackets:
     """A chat template: [role]content, and [assistant] for the answer to come."""
 
+    takes_tools = True
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
