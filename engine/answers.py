@@ -43,11 +43,15 @@ class Delta:
 
 @dataclass(slots=True)
 class Choice:
-    """One answer in the making. `echo` is the prompt's text, shown first when it was asked for."""
+    """One answer in the making. `echo` is the prompt's text, shown first when it was asked for.
+
+    `token_bytes` is what a token adds to the text, `token_name` the same with special tokens written out.
+    """
 
     index: int
     stops: Sequence[str]
     token_bytes: TokenBytes
+    token_name: TokenBytes
     prompt: tuple[int, ...]
     echo: str | None = None
     generated: int = 0
@@ -103,10 +107,20 @@ class Choice:
             return ()
         shown, place = [], Detokenizer()
         for token, score in zip(self.prompt, scores, strict=True):
-            place.push(self.token_bytes(token))
+            place.push(self._echoed(token, place.end))
             logprob, top = (None, ()) if score is None else (score.logprob, score.top)
             shown.append(Shown(token, place.starts[-1], logprob, top))
         return tuple(shown)
+
+    def _echoed(self, token: int, at: int) -> bytes:
+        """What a prompt's token adds to the echoed text, which may write special tokens out."""
+        echo, data = self.echo or "", self.token_bytes(token)
+        if not data:
+            name = self.token_name(token)
+            return name if echo.startswith(name.decode("utf-8", "replace"), at) else b""
+        if data.startswith(b" ") and not echo.startswith(" ", at):
+            return data[1:]  # SentencePiece puts a space before the first word
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +154,7 @@ class Shape:
     system_fingerprint: str
     logprobs: bool
     token_bytes: TokenBytes
+    token_name: TokenBytes
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """The first chunk of a choice: a chat names its role before anything else."""
@@ -216,23 +231,38 @@ class Shape:
         if self.kind == "chat":
             return {"content": [self._chat_logprob(one) for one in shown], "refusal": None}
         return {
-            "tokens": [self._text(one.token) for one in shown],
+            "tokens": [self._name(one.token) for one in shown],
             "token_logprobs": [one.logprob for one in shown],
-            "top_logprobs": [
-                {self._text(token): value for token, value in one.top} if one.top else None
-                for one in shown
-            ],
+            "top_logprobs": [self._top(one.top) if one.top else None for one in shown],
             "text_offset": [one.start for one in shown],
         }
+
+    def _top(self, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+        """The alternatives by name; tokens of one name are told apart by their ids, as vLLM does."""
+        named: dict[str, float] = {}
+        for token, logprob in top:
+            name = self._name(token)
+            named[_numbered(token) if name in named else name] = logprob
+        return named
 
     def _chat_logprob(self, shown: Shown) -> dict[str, Any]:
         top = [self._entry(token, logprob) for token, logprob in shown.top]
         return self._entry(shown.token, shown.logprob) | {"top_logprobs": top}
 
     def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
-        data = self.token_bytes(token)
-        text = data.decode("utf-8", errors="replace")
-        return {"token": text, "logprob": logprob, "bytes": list(data)}
+        """`bytes` is null for a token that adds nothing to the text."""
+        data = list(self.token_bytes(token)) or None
+        return {"token": self._name(token), "logprob": logprob, "bytes": data}
 
-    def _text(self, token: int) -> str:
-        return self.token_bytes(token).decode("utf-8", errors="replace")
+    def _name(self, token: int) -> str:
+        """A token in words: half a character is written in bytes, as OpenAI's two endpoints do."""
+        data = self.token_name(token)
+        try:
+            return data.decode() or _numbered(token)
+        except UnicodeDecodeError:
+            prefix = "bytes:" if self.kind == "completion" else ""
+            return prefix + data.decode("utf-8", "backslashreplace")
+
+
+def _numbered(token: int) -> str:
+    return f"token_id:{token}"

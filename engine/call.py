@@ -71,6 +71,7 @@ class Call:
             index=index,
             stops=sampling.stop,
             token_bytes=self.shape.token_bytes,
+            token_name=self.shape.token_name,
             prompt=prompt.tokens,
             echo=prompt.text if echo else None,
         )

@@ -219,7 +219,7 @@ class Service:
             sampling=SamplingParams(max_tokens=limit),
             **kept_as(wish, prompt.salt),
         )
-        choice = Choice(0, (), self.token_bytes, prompt.tokens)
+        choice = Choice(0, (), self.token_bytes, self.token_name, prompt.tokens)
         async with aclosing(self.engine.generate(request)) as events:
             async for event in events:
                 for _ in choice.push(event):
@@ -235,6 +235,9 @@ class Service:
     def token_bytes(self, token: int) -> bytes:
         return self.text.token_bytes(token)
 
+    def token_name(self, token: int) -> bytes:
+        return self.text.token_bytes(token, skip_special=False)
+
     def _text_of(self, tokens: Sequence[int]) -> str:
         return self.text.decode(tokens, skip_special=True)
 
@@ -248,6 +251,7 @@ class Service:
             system_fingerprint="fp_" + self.fingerprint[:10],
             logprobs=ask.sampling.top_logprobs is not None,
             token_bytes=self.token_bytes,
+            token_name=self.token_name,
         )
 
 

@@ -39,9 +39,16 @@ class Detokenizer:
         self._sent = 0
         self.starts: list[int] = []  # character where each token's text begins
 
+    @property
+    def end(self) -> int:
+        """Characters of the text so far; a half one is not counted."""
+        return self._sent + len(self._held)
+
     def push(self, token_bytes: bytes) -> Piece:
         """One token more. Bytes that are no UTF-8 become U+FFFD."""
-        self.starts.append(self._sent + len(self._held))
+        if token_bytes and not _continues(token_bytes):
+            self._held += self._decoder.decode(b"", final=True)  # the half before stays one
+        self.starts.append(self.end)
         self._held += self._decoder.decode(token_bytes)
         cut = self._first_stop()
         if cut is not None:
@@ -88,3 +95,8 @@ class Detokenizer:
         while count and self.starts[count - 1] >= self._sent:
             count -= 1
         return count
+
+
+def _continues(token_bytes: bytes) -> bool:
+    """Whether a character may go on with these bytes."""
+    return 0x80 <= token_bytes[0] < 0xC0

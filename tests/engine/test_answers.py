@@ -241,3 +241,75 @@ async def test_a_completion_stream_is_text_chunks() -> None:
             "logprobs": None,
             "finish_reason": "stop",
         }
+
+
+HALVES = [byte + 1 for byte in (*range(0xF1, 0xF5), *range(0xA0, 0xB0))]
+
+
+async def test_alternatives_are_told_apart_by_their_tokens_and_not_by_their_text() -> None:
+    async with scripted() as one:
+        one.runner.says = "🙂"
+        one.runner.rivals = HALVES
+        body = {"prompt": "abc", "max_tokens": 4, "logprobs": 20}
+        choice = (await (await one.post(COMPLETIONS, body)).json())["choices"][0]
+        assert [len(top) for top in choice["logprobs"]["top_logprobs"]] == [20] * 4
+        assert choice["logprobs"]["tokens"][0] == "bytes:\\xf0"
+        assert choice["logprobs"]["top_logprobs"][1]["bytes:\\x9f"] == -2.0
+        assert choice["logprobs"]["text_offset"] == [0, 0, 0, 0]
+        asked = chat(max_tokens=4, logprobs=True, top_logprobs=20)
+        choice = (await (await one.post(CHAT, asked)).json())["choices"][0]
+        for entry in choice["logprobs"]["content"]:
+            assert len({alternative["token"] for alternative in entry["top_logprobs"]}) == 20
+        shown = [(entry["token"], entry["bytes"]) for entry in choice["logprobs"]["content"]]
+        assert shown[:2] == [("\\xf0", [0xF0]), ("\\x9f", [0x9F])]
+        assert b"".join(bytes(data) for _, data in shown).decode() == "🙂"
+
+
+async def test_alternatives_of_one_name_are_numbered() -> None:
+    async with scripted() as one:
+        one.runner.rivals = (66, 66)
+        body = {"prompt": "abc", "max_tokens": 1, "logprobs": 3}
+        choice = (await (await one.post(COMPLETIONS, body)).json())["choices"][0]
+        top = {"H": -1.0, "A": -9.0, "token_id:66": -10.0}
+        assert choice["logprobs"]["top_logprobs"] == [top]
+
+
+async def test_a_special_token_has_its_name_and_no_bytes_of_the_text() -> None:
+    async with scripted() as one:
+        one.runner.says = "H"
+        asked = chat(max_tokens=3, logprobs=True, top_logprobs=1, ignore_eos=True)
+        choice = (await (await one.post(CHAT, asked)).json())["choices"][0]
+        assert choice["message"]["content"] == "H"
+        end = {"token": "<end>", "logprob": -2.0, "bytes": None}
+        assert choice["logprobs"]["content"][1] == {**end, "top_logprobs": [end]}
+        body = {"prompt": "abc", "max_tokens": 3, "logprobs": 1, "ignore_eos": True}
+        choice = (await (await one.post(COMPLETIONS, body)).json())["choices"][0]
+        assert choice["logprobs"]["tokens"] == ["H", "<end>", "<end>"]
+        assert choice["logprobs"]["text_offset"] == [0, 1, 1]
+        assert choice["logprobs"]["top_logprobs"][1] == {"<end>": -2.0}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "offsets"),
+    [
+        ("a<end>é<end>b", "a<end>é<end>b", [0, 1, 6, 6, 7, 12]),  # é is two tokens
+        ([98, 0, 99], "ab", [0, 1, 1]),
+        ([98, 0xF0 + 1, 99], "a\N{REPLACEMENT CHARACTER}b", [0, 1, 2]),
+    ],
+)
+async def test_the_offsets_of_an_echo_fit_its_text(
+    prompt: str | list[int], text: str, offsets: list[int]
+) -> None:
+    async with scripted() as one:
+        body = {"prompt": prompt, "max_tokens": 1, "echo": True, "logprobs": 0}
+        for streamed in (False, True):
+            if streamed:
+                chunks = await stream(one, COMPLETIONS, body)
+                told = contents(chunks)
+                parts = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+                starts = [start for part in parts if part for start in part["text_offset"]]
+            else:
+                choice = (await (await one.post(COMPLETIONS, body)).json())["choices"][0]
+                told, starts = choice["text"], choice["logprobs"]["text_offset"]
+            assert told == text + "H"
+            assert starts == [*offsets, len(text)]

@@ -81,3 +81,11 @@ def test_any_cutting_into_tokens_gives_the_text_before_the_first_stop(
     assert pieces[-1].stopped == bool(found)
     shown = [piece.shown_tokens for piece in pieces]
     assert shown == sorted(shown)
+
+
+def test_a_token_after_half_a_character_begins_behind_its_replacement() -> None:
+    detokenizer = Detokenizer()
+    for token in (b"a", b"\xf0\x9f", b"", b"b", "€".encode()[:1], "€".encode()[1:]):
+        detokenizer.push(token)
+    assert detokenizer.starts == [0, 1, 1, 2, 3, 3]
+    assert detokenizer.end == 4

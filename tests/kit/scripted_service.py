@@ -49,30 +49,35 @@ class Brackets:
 
 
 class ByteText:
-    """Token = byte + 1; 0 ends."""
+    """Token = byte + 1; 0 ends, and is written <end>."""
 
     vocab = VOCABULARY
     chat: Brackets | None = Brackets()
 
     def encode(self, text: str, *, add_bos: bool) -> list[int]:
-        return [byte + 1 for byte in text.encode()]
+        first, *others = [[byte + 1 for byte in part.encode()] for part in text.split("<end>")]
+        return first + [token for part in others for token in (0, *part)]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
     def token_bytes(self, token: int, *, skip_special: bool = True) -> bytes:
-        return bytes([token - 1]) if token else b""
+        if token:
+            return bytes([token - 1])
+        return b"" if skip_special else b"<end>"
 
 
 class SayingRunner(ScriptedRunner):
     """Answers every prompt with `says`, then the end; logprobs count down from -1.
 
+    The alternatives of a token are itself and the `rivals`.
     `gate`, when it is set, is taken once for each step.
     """
 
     def __init__(self, *, blocks: int) -> None:
         super().__init__(blocks=blocks, block_tokens=P, vocabulary=VOCABULARY)
         self.says = "Hello, you."
+        self.rivals: Sequence[int] = (66,)
         self.gate: threading.Semaphore | None = None
         self.fail_steps = 0
         self.before_step = self._before
@@ -98,7 +103,8 @@ class SayingRunner(ScriptedRunner):
             if top is None:
                 picks.append(Pick(token))
             else:
-                pairs = [(token, -1.0 - place), (66, -9.0)][:top]
+                rivals = [(rival, -9.0 - rank) for rank, rival in enumerate(self.rivals)]
+                pairs = [(token, -1.0 - place), *rivals][:top]
                 picks.append(Pick(token, -1.0 - place, tuple(pairs)))
         return picks
 
