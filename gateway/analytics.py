@@ -15,8 +15,7 @@ from heapq import merge
 from itertools import islice
 from typing import Any, Final
 
-import orjson
-
+from gateway import exact_json
 from gateway.request_log import Answered, Visit
 from policies.analytics import Recommendation, Tally, recommend
 from policies.call import NOT_IN_THE_ANSWER, Call
@@ -171,7 +170,7 @@ def _question(visit: Visit, plan: Plan) -> bytes | None:
         return None
     body = {key: value for key, value in visit.call.body.items() if key not in NOT_IN_THE_ANSWER}
     try:
-        like = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONEncodeError:  # nested too deep
+        like = exact_json.dumps(body, sort_keys=True)
+    except exact_json.JSONEncodeError:  # nested too deep
         return None
     return fingerprint(like)[:_QUESTION_BYTES]

@@ -13,8 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
-import orjson
-
+from gateway import exact_json
 from gateway.backends.base import Foresees, KnownPrefix, LooksUp, Place
 from gateway.contexts import Contexts
 from gateway.errors import GatewayError
@@ -158,7 +157,7 @@ class Explainer:
         form = self._recall.canonical(meta.key)
         if form is None:
             return None
-        endpoint, body, *partly = orjson.loads(form)
+        endpoint, body, *partly = exact_json.loads(form)
         if partly:  # the last question alone, which is no prompt
             return None
         return Call(endpoint, meta.model, body, stream=False, include_usage=False)

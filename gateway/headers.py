@@ -7,8 +7,7 @@ because headers leave before the ending is known. ``Cache-Status`` is RFC 9211.
 from collections.abc import Mapping
 from typing import Any, Final, assert_never
 
-import orjson
-
+from gateway import exact_json
 from gateway.chunks import Json
 from gateway.responses import is_response
 from policies.outcome import Outcome
@@ -108,13 +107,16 @@ def with_receipt(marked: Json, outcome: Outcome) -> Json:
 
 
 def replayable(body: Json) -> bytes:
-    """What the store holds: the answer as a later caller gets it, but for its new id and date."""
+    """What the store holds: the answer as a later caller gets it, but for its new id and date.
+
+    Raises: NotStrict: it holds what no JSON can hold.
+    """
     made_anew = frozenset({RECEIPT}) if is_response(body) else _MADE_ANEW
     kept = {name: value for name, value in body.items() if name not in made_anew}
     kept["cache_hit"] = True
     if isinstance(usage := body.get("usage"), dict):
         kept["usage"] = annotated_usage(usage)
-    return orjson.dumps(kept)
+    return exact_json.dumps_strict(kept)
 
 
 def replayed(kept: bytes, new_id: str | None, created_s: int) -> bytes:

@@ -13,15 +13,13 @@ two prompts agree in as many of them as they agree from their start, rounded dow
 piece has no hash, as engines keep whole blocks only.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final
 
-import orjson
-
+from gateway import exact_json
 from gateway.config import Config, engine_names
 from gateway.request_log import Answered
 from gateway.store.memory import beside
@@ -312,12 +310,8 @@ def origin(because: str, rules: Rules) -> str:
 
 def _json(part: object) -> bytes:
     try:
-        return orjson.dumps(part, option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONEncodeError:  # lone surrogates, whole numbers of more than 64 bits
-        pass
-    try:
-        return json.dumps(part, sort_keys=True).encode()
-    except RecursionError:
+        return exact_json.dumps(part, sort_keys=True)
+    except exact_json.JSONEncodeError:  # nested too deep
         return b""
 
 

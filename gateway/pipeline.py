@@ -19,8 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, assert_never
 
-import orjson
-
+from gateway import exact_json
 from gateway.backends.base import Computes
 from gateway.chunks import Chunk, Opening, Piece, Whole, finished, fold
 from gateway.clearings import Clearings
@@ -340,12 +339,15 @@ class Pipeline:
     ) -> None:
         """Store what ended well, unless it was cleared away after ``clearings`` of them."""
         if isinstance(ending, Failed):
-            body = orjson.dumps(from_failed(ending).body())
+            body = exact_json.dumps(from_failed(ending).body())
         else:
             answer = fold(parts)
             if not finished(answer):
                 return
-            body = replayable(answer)
+            try:
+                body = replayable(answer)
+            except exact_json.NotStrict:  # a store holds JSON, and this is none
+                return
         verdict = admit(plan, ending, size_bytes=len(body), rules=self._rules, draw=self._draw())
         match verdict:
             case Refuse():

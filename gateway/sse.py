@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
+from gateway import exact_json
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 DONE: Final = b"data: [DONE]\n\n"
@@ -30,7 +30,7 @@ class EventTooLarge(ValueError):
 
 def encode(data: Any) -> bytes:
     """One ``data:`` event that holds ``data`` as JSON."""
-    return b"data: " + orjson.dumps(data) + b"\n\n"
+    return b"data: " + exact_json.dumps(data) + b"\n\n"
 
 
 def encode_named(name: str, data: Any) -> bytes:

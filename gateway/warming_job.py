@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from typing import Any, Final, Literal
 
-import orjson
-
+from gateway import exact_json
 from gateway.warming_call import Warmed
 from policies.keys import Principal
 from policies.warming import Item
@@ -71,7 +70,7 @@ class Job:
 
     def wish(self) -> bytes:
         """What was asked, for the record; it never changes."""
-        return orjson.dumps(
+        return exact_json.dumps(
             {
                 "id": self.id,
                 "principal": asdict(self.principal),
@@ -82,7 +81,7 @@ class Job:
 
     def state(self) -> bytes:
         """How far it is, for the record."""
-        return orjson.dumps(
+        return exact_json.dumps(
             {
                 "status": self.status,
                 "finished_at": self.finished_at,
@@ -98,7 +97,7 @@ class Job:
 def read_job(wish: bytes, state: bytes | None) -> Job | None:
     """What the records hold; None for what this version did not write."""
     try:
-        said = orjson.loads(wish)
+        said = exact_json.loads(wish)
         job = Job(
             id=said["id"],
             principal=Principal(**said["principal"]),
@@ -106,8 +105,8 @@ def read_job(wish: bytes, state: bytes | None) -> Job | None:
             items=tuple(Item(*item) for item in said["items"]),
         )
         if state is not None:
-            _take_state(job, orjson.loads(state))
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            _take_state(job, exact_json.loads(state))
+    except (exact_json.JSONDecodeError, KeyError, TypeError, ValueError):
         return None
     return job
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from policies.numbers import MARK, ExactNumber, canonical_text, unmarked
+
 Endpoint = Literal["chat", "completions", "embeddings", "responses"]
 
 # What cannot change the answer, or is keyed on its own (the model). Everything else, known or
@@ -142,7 +144,7 @@ def canonical(call: Call, *, context_aware: bool = True) -> bytes:
         if call.endpoint == "chat":
             body["messages"] = _last_question(body["messages"])
         form.append("last question")
-    return _encode(form).encode("utf-8", "surrogatepass")
+    return _written(form).encode("utf-8", "surrogatepass")
 
 
 def canonical_before(call: Call, form: bytes) -> bytes | None:
@@ -155,14 +157,20 @@ def canonical_before(call: Call, form: bytes) -> bytes | None:
     answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers or not answers[-1]:
         return None
-    since = "".join(f",{_encode(_plain(message, 3))}" for message in messages[answers[-1] :])
+    since = "".join(f",{_written(_plain(message, 3))}" for message in messages[answers[-1] :])
     # Quotes in texts are escaped: what is found is no text, and of the fields it is the messages'.
     end = f"{since}]".encode("utf-8", "surrogatepass")
     place = form.rfind(end)
     return None if place < 0 else form[:place] + form[place + len(end) - 1 :]
 
 
+_SAFE_INTEGERS: Final = 2.0**53
+
 _encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
+def _written(plain: Any) -> str:
+    return unmarked(_encode(plain))
 
 
 def _plain(value: Any, depth: int) -> Any:
@@ -171,7 +179,11 @@ def _plain(value: Any, depth: int) -> Any:
     if kind is str or kind is int or kind is bool or value is None:
         return value
     if kind is float:
-        return int(value) if value.is_integer() else value
+        if not value.is_integer():
+            return value
+        return int(value) if abs(value) < _SAFE_INTEGERS else f"{MARK}{canonical_text(value)}"
+    if kind is ExactNumber:
+        return f"{MARK}{canonical_text(value)}"
     if depth >= MAX_DEPTH:
         raise RequestError(
             f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_value"
@@ -274,7 +286,7 @@ def json_type(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return "a boolean"
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | ExactNumber):
         return "a number"
     if isinstance(value, str):
         return "a string"

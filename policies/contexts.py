@@ -18,6 +18,7 @@ from policies.call import Call, Endpoint, RequestError, canonical, json_type, pa
 from policies.directive import Directive, read_name, read_priority, read_seconds
 from policies.eviction import Priority
 from policies.keys import Principal, Scope
+from policies.numbers import decimal, integer, marked, unmarked
 from policies.rules import Limits
 
 DEFAULT_TTL_S: Final = 7200.0
@@ -330,9 +331,12 @@ def terms_from(record: bytes) -> Terms | None:
 
 def base_record(base: Sequence[Message]) -> bytes:
     """As JSON."""
-    return json.dumps(list(base), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return unmarked(json.dumps(list(base), ensure_ascii=False, default=marked)).encode(
+        "utf-8", "surrogatepass"
+    )
 
 
 def base_from(record: bytes) -> Base:
     """What :func:`base_record` wrote."""
-    return tuple(json.loads(record.decode("utf-8", "surrogatepass")))
+    text = record.decode("utf-8", "surrogatepass")
+    return tuple(json.loads(text, parse_int=integer, parse_float=decimal))

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Final, Literal
 
-import orjson
-
+from gateway import exact_json
 from gateway.backends.base import Backend, Forwarded, KnownPrefix, LooksUp, Prefills
 from gateway.chunks import Opening, Piece
 from gateway.errors import BackendFault
@@ -249,13 +248,13 @@ def _prompt(call: Call) -> Iterable[bytes]:
 
 
 def _text(part: object) -> bytes:
-    return orjson.dumps(part, option=orjson.OPT_SORT_KEYS)
+    return exact_json.dumps(part, sort_keys=True)
 
 
 def _chain(root: str, pieces: Iterable[bytes]) -> Chain:
     try:
         return chain_of(root, (piece[:MOST_BYTES] for piece in pieces))
-    except orjson.JSONEncodeError:  # nested too deep: the member will say so
+    except exact_json.JSONEncodeError:  # nested too deep: the member will say so
         return ()
 
 

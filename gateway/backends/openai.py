@@ -11,8 +11,8 @@ from contextlib import aclosing, suppress
 from typing import Any, Final
 
 import aiohttp
-import orjson
 
+from gateway import exact_json
 from gateway.backends.base import Forwarded, KnownPrefix
 from gateway.backends.dialects import Dialect, spoken, usage_of, with_reuse
 from gateway.backends.kv_words import known_prefix, lookup_wish
@@ -230,8 +230,8 @@ class OpenAIBackend:
 def _encoded(body: Json) -> bytes:
     """The body as bytes. Raises: ClientFault 400 for what no JSON parser would take back."""
     try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError as error:
+        return exact_json.dumps(body)
+    except exact_json.JSONEncodeError as error:
         raise ClientFault("The body is nested too deep.", code="invalid_value") from error
 
 
@@ -331,8 +331,8 @@ def _late_error(name: str, error: Any) -> BackendFault:
 def _refusal(name: str, response: aiohttp.ClientResponse, raw: bytes) -> GatewayError:
     """The backend's own refusal, with its body as it was when that is an OpenAI error."""
     try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError:
+        body = exact_json.loads_answer(raw)
+    except exact_json.JSONDecodeError:
         body = None
     detail = body.get("error") if isinstance(body, dict) else None
     status = response.status if 400 <= response.status < 600 else 502
@@ -354,8 +354,8 @@ def _refusal(name: str, response: aiohttp.ClientResponse, raw: bytes) -> Gateway
 
 def _json_object(name: str, raw: bytes) -> Json:
     try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
+        value = exact_json.loads_answer(raw)
+    except exact_json.JSONDecodeError as error:
         raise BackendFault(f"{name} sent no valid JSON", code="backend_bad_answer") from error
     if not isinstance(value, dict):
         raise BackendFault(f"{name} sent no JSON object", code="backend_bad_answer")

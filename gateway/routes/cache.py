@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-import orjson
 from aiohttp import web
 
+from gateway import exact_json
 from gateway.auth import Authenticator
 from gateway.backends.figures import figures
 from gateway.contexts import Contexts
@@ -123,7 +123,7 @@ class Cache:
         entry = await self._store.get(meta.key, now=self._now())
         if entry is None:
             raise _not_found()
-        return json_response({**told, "response": orjson.loads(entry.body)})
+        return json_response({**told, "response": exact_json.loads(entry.body)})
 
     async def delete_entry(self, request: web.Request) -> web.Response:
         """Drop one entry. Raises: ClientFault 404."""

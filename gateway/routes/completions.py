@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, assert_never
 
 import cachetools
-import orjson
 from aiohttp import web
 
-from gateway import headers, sse
+from gateway import exact_json, headers, sse
 from gateway.auth import Authenticator
 from gateway.backends.base import Backend
 from gateway.chunks import Chunk, Opening, Whole, fold
@@ -217,7 +216,7 @@ class Completions:
             )
         body = self._replayed(asked.call, kept.entry)
         if asked.call.stream:
-            events = events_owed(Whole(orjson.loads(body)), outcome, asked.call)
+            events = events_owed(Whole(exact_json.loads(body)), outcome, asked.call)
             return web.Response(
                 body=b"".join(events) + end_owed(asked.call),
                 headers={**head, **_STREAM_HEADERS},
@@ -265,7 +264,7 @@ class Completions:
                     raise AssertionError(f"a reader met {piece}")
                 case _:
                     assert_never(piece)
-        body = orjson.dumps(headers.annotated(fold(parts), outcome))
+        body = exact_json.dumps(headers.annotated(fold(parts), outcome))
         if len(body) > self._rules.limits.max_entry_bytes:
             outcome = replace(outcome, stored=False, ttl_left_s=None)
         visit.outcome = outcome

@@ -13,6 +13,7 @@ from typing import Final, assert_never
 
 import orjson
 
+from gateway import exact_json
 from gateway.chunks import Chunk, Json, Opening, Whole, finished, fold
 from gateway.errors import BackendFault, from_failed
 from gateway.headers import annotated_usage
@@ -47,7 +48,7 @@ async def put_together(gathered: Gathered) -> Listed:
             raise BackendFault("the backend sent no vector", code="backend_bad_answer")
         datum = single["data"][0]
         for place in part.places:
-            vectors[place] = orjson.Fragment(orjson.dumps({**datum, "index": place}))
+            vectors[place] = orjson.Fragment(exact_json.dumps({**datum, "index": place}))
         singles.append((single, len(part.places)))
         outcomes.append((outcome, len(part.places)))
         if number % TURN == TURN - 1:
@@ -57,7 +58,7 @@ async def put_together(gathered: Gathered) -> Listed:
     whole = _frame(gathered.answers, singles)
     whole |= {"data": vectors, "cache_hit": outcome.hit}
     return Listed(
-        body=orjson.dumps(whole),
+        body=exact_json.dumps(whole),
         outcome=outcome,
         headers=_headers(gathered.answers),
         cost_s=sum(_cost_s(part, one) for part, one in each),
@@ -68,7 +69,7 @@ async def _single(answer: Answer) -> tuple[Json, Outcome]:
     """The answer to one input, and what became of it. Raises: GatewayError."""
     match answer:
         case Kept(entry, outcome):
-            single: Json = orjson.loads(entry.body)
+            single: Json = exact_json.loads(entry.body)
             return single, outcome
         case Flown(reader=reader, outcome=outcome):
             parts: list[Chunk | Whole] = []

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
-import orjson
 from aiohttp import web
 
+from gateway import exact_json
 from gateway.auth import Authenticator
 from gateway.backends.base import Backend
 from gateway.errors import BackendFault, ClientFault, GatewayError
@@ -92,8 +92,8 @@ def _without_ours(raw: bytes) -> bytes:
     body = object_of(raw)
     body.pop("kv_cache", None)
     try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError as error:
+        return exact_json.dumps(body)
+    except exact_json.JSONEncodeError as error:
         raise ClientFault("The body is nested too deep.", code="invalid_value") from error
 
 

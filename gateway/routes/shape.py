@@ -7,10 +7,10 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
-import orjson
 import structlog
 from aiohttp import web
 
+from gateway import exact_json
 from gateway.errors import ClientFault, GatewayError, OurFault, from_request_error
 from gateway.store.base import StoreError
 from policies.call import Call, Endpoint, RequestError, parse_call
@@ -78,8 +78,8 @@ async def body_of(request: web.Request) -> bytes:
 def json_of(raw: bytes) -> Any:
     """``raw`` as JSON. Raises: ClientFault 400 ``invalid_json`` with the place of the error."""
     try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
+        return exact_json.loads(raw)
+    except exact_json.JSONDecodeError as error:
         raise ClientFault(
             f"The request body is not valid JSON: {error.msg} at line {error.lineno}, "
             f"column {error.colno}.",
@@ -120,7 +120,7 @@ def object_of(raw: bytes) -> dict[str, Any]:
 def json_response(body: Any, *, status: int = 200, **headers: str) -> web.Response:
     """``body`` as JSON."""
     return web.Response(
-        body=orjson.dumps(body), status=status, content_type="application/json", headers=headers
+        body=exact_json.dumps(body), status=status, content_type="application/json", headers=headers
     )
 
 

@@ -20,6 +20,7 @@ from policies.call import (
     parse_call,
 )
 from policies.keys import fingerprint
+from policies.numbers import ExactNumber
 from tests.policies.making import call_of, few, json_values
 
 QUESTION = [{"role": "user", "content": "hello"}]
@@ -299,3 +300,20 @@ def test_messages_name_json_types() -> None:
 )
 def test_a_body_tells_which_endpoint_it_is_for(body: object, endpoint: str) -> None:
     assert endpoint_of(body) == endpoint
+
+
+def test_numbers_beyond_a_double_are_told_apart_and_equal_ones_are_not() -> None:
+    def form(**fields: Any) -> bytes:
+        return canonical(call_of("?", **fields))
+
+    assert form(seed=ExactNumber(str(2**64))) != form(seed=ExactNumber(str(2**64 + 1)))
+    assert form(seed=ExactNumber(str(2**64))) == form(seed=ExactNumber(f"{2**64}.0"))
+    assert form(x=1e300) == form(x=ExactNumber("1" + "0" * 300)) != form(x=ExactNumber("1e301"))
+    assert form(x=1e22) == form(x=ExactNumber("1" + "0" * 22))
+    assert form(x=[ExactNumber("0.10000000000000001")]) != form(x=[0.1])
+    assert form(x=ExactNumber("1e400")) != form(x="1" + "0" * 400), "a number is no text"
+    assert json.loads(form(x=ExactNumber("0.10000000000000001")))
+
+
+def test_a_number_beyond_64_bits_is_a_number_to_a_message() -> None:
+    assert json_type(ExactNumber("1e400")) == "a number"

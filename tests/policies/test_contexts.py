@@ -26,6 +26,7 @@ from policies.contexts import (
     wanted,
 )
 from policies.keys import Principal, Scope
+from policies.numbers import ExactNumber
 from policies.rules import Limits
 from tests.policies.making import call_of, directive_of, few, json_values, terms_of
 
@@ -320,3 +321,8 @@ class TestRecords:
     )
     def test_what_is_not_understood_is_no_context(self, record: bytes) -> None:
         assert terms_from(record) is None
+
+
+def test_the_text_of_a_context_keeps_numbers_that_no_double_holds() -> None:
+    base = ({"role": "system", "content": "a", "seed": ExactNumber(str(2**64 + 1)), "x": 0.5},)
+    assert base_from(base_record(base)) == base
