@@ -8,6 +8,7 @@
 A client that leaves cancels its handler, which closes the event iterator, which ends the generation
 before the next step. A stream's headers are sent with its first token: an error before it is an
 ordinary HTTP error, and the reuse is known. An error after it is `data: {"error": …}` without `[DONE]`.
+While a stream waits, a comment goes out every 10 s. One before the first token takes the headers along.
 """
 
 from __future__ import annotations
@@ -26,9 +27,19 @@ from engine.api import parse_chat, parse_completion
 from engine.call import Call
 from engine.errors import EngineError, NotReadyError, RequestError
 from engine.service import Service
-from engine.wire import SLOT, SSE, Slot, answer, event, json_of, kv_headers
+from engine.wire import (
+    PACE,
+    SLOT,
+    EventStream,
+    Pace,
+    Slot,
+    answer,
+    event,
+    json_of,
+    kv_headers,
+)
 
-__all__ = ["SLOT", "Slot", "make_app"]
+__all__ = ["SLOT", "Pace", "Slot", "make_app"]
 
 _log = logging.getLogger("engine.http")
 _BODY_BYTES = 16 << 20
@@ -36,10 +47,11 @@ _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_app(slot: Slot) -> web.Application:
+def make_app(slot: Slot, pace: Pace | None = None) -> web.Application:
     """All routes. Run it with `handler_cancellation=True`, or leaving clients are not noticed."""
     app = web.Application(client_max_size=_BODY_BYTES, middlewares=[_errors])
     app[SLOT] = slot
+    app[PACE] = pace or Pace()
     app.on_response_prepare.append(_name_request)
     app.add_routes(
         [
@@ -108,35 +120,35 @@ async def _stream(request: web.Request, call: Call, *, include_usage: bool) -> w
     def encode(chunks: Iterable[dict[str, Any] | None]) -> bytes:
         return b"".join(event(chunk | usage_so_far) for chunk in chunks if chunk)
 
-    async with aclosing(call.deltas()) as deltas:
-        first: Delta = await anext(deltas)
-        response = web.StreamResponse(headers=SSE | kv_headers(call.usage()))
+    out = EventStream(request)
+    async with aclosing(call.deltas()) as deltas, out.kept_alive():
         try:
-            await response.prepare(request)
-            await response.write(encode(map(shape.opening, call.indices)))
-            await response.write(encode(shape.chunks(first)))
+            first: Delta = await anext(deltas)
+            if not out.response.prepared:
+                out.response.headers.update(kv_headers(call.usage()))
+            await out.send(encode(map(shape.opening, call.indices)) + encode(shape.chunks(first)))
             async for delta in deltas:
-                await response.write(encode(shape.chunks(delta)))
+                await out.send(encode(shape.chunks(delta)))
             if include_usage:
-                await response.write(event(shape.usage_chunk(call.usage(), call.receipt())))
-            await _end(response, b"data: [DONE]\n\n")
+                await out.send(event(shape.usage_chunk(call.usage(), call.receipt())))
+            await _end(out, b"data: [DONE]\n\n")
         except ConnectionResetError:
             pass  # the client has left; closing the deltas ends the generation
-        except EngineError as error:
-            await _end(response, event(error.as_json()))
-        except Exception:
-            if not response.prepared:
+        except Exception as error:
+            if not out.response.prepared:
                 raise
             # there is no second answer to a request: its stream ends with the error
-            _log.exception("%s %s failed in mid-stream", request.method, request.path)
-            await _end(response, event(EngineError("The engine failed.").as_json()))
-        return response
+            if not isinstance(error, EngineError):
+                _log.exception("%s %s failed in mid-stream", request.method, request.path)
+                error = EngineError("The engine failed.")
+            await _end(out, event(error.as_json()))
+        return out.response
 
 
-async def _end(response: web.StreamResponse, last: bytes) -> None:
+async def _end(out: EventStream, last: bytes) -> None:
     with suppress(ConnectionResetError):  # nobody is left to read it
-        await response.write(last)
-        await response.write_eof()
+        await out.send(last)
+        await out.response.write_eof()
 
 
 # -- for operators -------------------------------------------------------------------------------

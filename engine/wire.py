@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from aiohttp import web
@@ -17,6 +21,8 @@ SSE = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
+KEEP_ALIVE_S: Final = 10.0
+_COMMENT: Final = b": \n\n"
 
 
 @dataclass(slots=True)
@@ -33,6 +39,17 @@ class Slot:
 
 
 SLOT = web.AppKey("slot", Slot)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The time by which streams are kept alive, in seconds."""
+
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+PACE = web.AppKey("pace", Pace)
 
 
 async def json_of(request: web.Request) -> Any:
@@ -56,6 +73,50 @@ def answer(
 def event(chunk: dict[str, Any]) -> bytes:
     """One event of a stream."""
     return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+
+class EventStream:
+    """Events to one client, and a comment whenever it has heard nothing for `KEEP_ALIVE_S`.
+
+    The first of them sends the headers. One task serves a stream from its first wait to its end.
+    """
+
+    def __init__(self, request: web.Request) -> None:
+        self.response = web.StreamResponse(headers=SSE)
+        self._request = request
+        self._pace = request.app[PACE]
+        self._lock = asyncio.Lock()
+        self._sent_s = self._pace.clock()
+
+    async def send(self, data: bytes) -> None:
+        """Raises `ConnectionResetError` when the client has left."""
+        async with self._lock:
+            await self._write(data)
+
+    @asynccontextmanager
+    async def kept_alive(self) -> AsyncIterator[None]:
+        """Comments go out until the block ends."""
+        beating = asyncio.create_task(self._beat())  # noqa: TID251 - held until the block ends
+        try:
+            yield
+        finally:
+            beating.cancel()
+            with suppress(asyncio.CancelledError):
+                await beating
+
+    async def _beat(self) -> None:
+        with suppress(ConnectionResetError):  # the server ends the handler of a client that left
+            while True:
+                await self._pace.sleep(max(0.0, self._sent_s + KEEP_ALIVE_S - self._pace.clock()))
+                async with self._lock:  # while an event is on its way, nothing is needed
+                    if self._pace.clock() - self._sent_s >= KEEP_ALIVE_S:
+                        await self._write(_COMMENT)
+
+    async def _write(self, data: bytes) -> None:
+        if not self.response.prepared:
+            await self.response.prepare(self._request)
+        await self.response.write(data)
+        self._sent_s = self._pace.clock()
 
 
 def kv_headers(usage: Usage) -> dict[str, str]:

@@ -9,8 +9,10 @@ import pytest
 from aiohttp import web
 
 from engine.errors import NotReadyError
+from engine.server import Pace
 from engine.text.chat import ChatTemplate
 from tests.kit.scripted_service import CHAT, chat, scripted
+from tests.kit.timer import Timer
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,68 @@ async def test_a_step_that_fails_in_mid_stream_is_an_error_event_and_no_done() -
         assert "[DONE]" not in text
         last = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))
         assert last["error"]["code"] == "generation_failed"
+
+
+async def test_a_stream_that_waits_is_kept_alive_every_ten_seconds() -> None:
+    timer = Timer()
+    async with scripted(Pace(timer.monotonic, timer.sleep)) as one:
+        one.runner.gate = threading.Semaphore(0)
+        asked = asyncio.ensure_future(one.post(CHAT, chat(stream=True)))
+        await timer.asleep()
+        await timer.go_on(9.9)
+        assert not asked.done()
+        await timer.go_on(0.2)  # before the first token: the headers go out with the comment
+        response = await asked
+        assert response.status == 200
+        assert "X-KV-Hit-Tokens" not in response.headers
+        assert await response.content.readuntil(b"\n\n") == b": \n\n"
+        await timer.go_on(20)
+        assert await response.content.readexactly(8) == b": \n\n" * 2
+        one.runner.gate.release(3)  # two steps of the prompt and one token
+        event = await response.content.readuntil(b"\n\n")
+        assert json.loads(event.removeprefix(b"data: "))["choices"][0]["delta"]["content"] == ""
+        assert b'"H"' in await response.content.readuntil(b"\n\n")
+        await timer.go_on(9.9)  # ten seconds begin anew with each event
+        one.runner.gate.release(1)
+        assert b'"e"' in await response.content.readuntil(b"\n\n")
+        await timer.go_on(9.9)
+        one.runner.gate.release(100)
+        rest = await response.text()
+        assert "\n: " not in rest
+        assert rest.endswith("data: [DONE]\n\n")
+        await timer.go_on(100)
+        assert timer.sleepers == []
+
+
+async def test_an_error_after_a_keep_alive_is_an_event_of_the_stream() -> None:
+    timer = Timer()
+    async with scripted(Pace(timer.monotonic, timer.sleep)) as one:
+        one.runner.gate = threading.Semaphore(0)
+        asked = asyncio.ensure_future(one.post(CHAT, chat(stream=True)))
+        await timer.asleep()
+        await timer.go_on(10)
+        response = await asked
+        one.runner.fail_steps = 1
+        one.runner.gate.release(100)
+        comment, event = (await response.text()).strip().split("\n\n")
+        assert comment == ": "
+        assert json.loads(event.removeprefix("data: "))["error"]["code"] == "generation_failed"
+
+
+async def test_a_client_that_leaves_before_the_first_token_ends_its_keep_alive() -> None:
+    timer = Timer()
+    async with scripted(Pace(timer.monotonic, timer.sleep)) as one:
+        one.runner.gate = threading.Semaphore(0)
+        asked = asyncio.ensure_future(one.post(CHAT, chat(stream=True)))
+        await timer.asleep()
+        await timer.go_on(10)
+        (await asked).close()
+        for _ in range(1000):  # comments go out until the server sees that nobody reads them
+            await timer.go_on(10)
+            if not timer.sleepers:
+                break
+        assert timer.sleepers == []
+        one.runner.gate.release(100)
 
 
 async def test_an_unexpected_fault_in_mid_stream_ends_the_stream_with_an_error_event(

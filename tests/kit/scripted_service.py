@@ -17,7 +17,7 @@ from engine.kv.blocks import BlockPool
 from engine.kv.prefix import PrefixIndex
 from engine.request import Pick
 from engine.scheduler import Limits, Schedule, Scheduler
-from engine.server import Slot, make_app
+from engine.server import Pace, Slot, make_app
 from engine.service import Service
 from tests.kit.scripted_runner import END, ScriptedRunner
 
@@ -158,11 +158,11 @@ class Scripted:
 
 
 @asynccontextmanager
-async def scripted(**how: Any) -> AsyncIterator[Scripted]:
+async def scripted(pace: Pace | None = None, **how: Any) -> AsyncIterator[Scripted]:
     """Everything started; at the end no block may be held."""
     one = Scripted(**how)
     one.engine.start()
-    server = TestServer(make_app(one.slot))
+    server = TestServer(make_app(one.slot, pace))
     await server.start_server()  # cancels handlers, as the engine's own runner does
     one.client = TestClient(server)
     try:

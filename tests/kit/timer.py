@@ -24,6 +24,11 @@ class Timer(Clock):
         now = self.monotonic()
         return sorted(at - now for at, wakes in self._sleepers if not wakes.done())
 
+    async def asleep(self) -> None:
+        """Until there is one who sleeps."""
+        while not self.sleepers:  # noqa: ASYNC110 - turns of the loop, not time
+            await asyncio.sleep(0)
+
     async def go_on(self, seconds: float) -> None:
         """Let time pass; everybody wakes in their turn and does what they can without time."""
         until = self.monotonic() + seconds
