@@ -195,6 +195,8 @@ class Flights:
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
         self._by_key: dict[bytes, Flight] = {}
+        self._flying: set[Flight] = set()
+        self._closed = False
         self._landed: dict[bytes, int] = {}  # the latest ones, with their place in the order
         self.landings = 0
 
@@ -232,6 +234,7 @@ class Flights:
             if not flight.settled and flight.error is None:
                 flight.error = FlightCancelled() if task.cancelled() else FlightBroken()
             flight.ended = True
+            self._flying.discard(flight)
             flight.wake()
             if key is not None:
                 self._note_landing(key)
@@ -240,7 +243,17 @@ class Flights:
 
         flight.task = self._tasks.start(flight.run(work), name="flight")
         flight.task.add_done_callback(landed)
+        self._flying.add(flight)
+        if self._closed:
+            flight.task.cancel()
         return flight
+
+    def close(self) -> None:
+        """The process ends: cancel all work, and what is started from now on."""
+        self._closed = True
+        for flight in self._flying:
+            if flight.task is not None:
+                flight.task.cancel()
 
     def _note_landing(self, key: bytes) -> None:
         self.landings += 1

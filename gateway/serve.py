@@ -1,7 +1,8 @@
 """Running the application: sockets, signals, an orderly end.
 
-The first SIGINT or SIGTERM closes the listener and lets running answers finish within the
-grace; a second one ends at once. Either way no child process is left.
+The first SIGINT, SIGTERM or SIGHUP closes the listener and lets running answers finish. Shortly before
+the grace ends, clients that still wait are answered 503 ``shutting_down``, and running streams get that as
+an error event. A second signal ends at once. Either way no child process is left.
 """
 
 import asyncio
@@ -20,10 +21,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.app import GATEWAY, KEEPALIVE_S, build
 from gateway.config import Config
+from gateway.stop_signals import on_stop_signals
 from gateway.workers.supervisor import Supervisor
 
 BACKLOG: Final = 1024
 INTERRUPTED: Final = 130  # as shells report a second Ctrl-C
+FAREWELL_S: Final = 1.0  # of the grace, at most a quarter: for telling clients, and for cleaning up
 _log = structlog.get_logger("kvgate")
 
 
@@ -118,6 +121,7 @@ class Site:
 
     def __init__(self, app: web.Application, *, grace_s: float) -> None:
         self.app = app
+        self._grace_s = grace_s
         self._runner = web.AppRunner(
             app,
             handler_cancellation=True,  # a client that leaves must end its generation
@@ -134,9 +138,20 @@ class Site:
         await web.SockSite(self._runner, listener, backlog=BACKLOG).start()
 
     async def stop(self) -> None:
-        """Take no more, let running answers finish within the grace, clean up."""
-        self.app[GATEWAY].draining.set()
-        await self._runner.cleanup()
+        """Take no more calls, let running answers finish within the grace, clean up."""
+        gateway, loop = self.app[GATEWAY], asyncio.get_running_loop()
+        gateway.draining.set()
+        farewell_s = min(FAREWELL_S, self._grace_s / 4)
+        timers = [
+            loop.call_later(self._grace_s - farewell_s, gateway.flights.close),
+            # aiohttp waits the grace a second time for handlers that have not ended
+            loop.call_later(self._grace_s - farewell_s / 2, self.hang_up),
+        ]
+        try:
+            await self._runner.cleanup()
+        finally:
+            for timer in timers:
+                timer.cancel()
 
     def hang_up(self) -> None:
         """End what is being answered, and nothing else: what cleans up must get to its end."""
@@ -156,20 +171,19 @@ def url_of(listener: socket.socket) -> str:
 async def _serve(config: Config, listener: socket.socket) -> int:
     stop = asyncio.Event()
     signals = 0
-    app = await build(config)
-    site = Site(app, grace_s=config.server.shutdown_grace_s)
+    site: Site | None = None
 
     def asked_to_stop(number: signal.Signals) -> None:
         nonlocal signals
         signals += 1
         _log.info("stopping", signal=number.name, again="ends at once")
         stop.set()
-        if signals > 1:
+        if signals > 1 and site is not None:
             site.hang_up()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked_to_stop, number)
+    on_stop_signals(asked_to_stop)
+    app = await build(config)
+    site = Site(app, grace_s=config.server.shutdown_grace_s)
     try:
         await site.start(listener)
         _log.info("listening", url=url_of(listener), models=sorted(app[GATEWAY].router.models()))

@@ -32,6 +32,7 @@ from gateway.config import Config
 from gateway.flights import Tasks
 from gateway.kv_secret import kv_secret
 from gateway.numbers import Numbers, added_up
+from gateway.stop_signals import on_stop_signals
 from gateway.tally import Statistics
 from gateway.workers.channel import Channel, ChannelError, Handler
 from gateway.workers.handover import Handover
@@ -122,9 +123,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Until a signal; returns the exit code."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._asked_to_stop, number)
+        on_stop_signals(self._asked_to_stop)
         try:
             self._kv_secret = await kv_secret(self._config)
             if self._engines is not None:

@@ -21,6 +21,7 @@ from gateway import logs
 from gateway.app import GATEWAY, build, own_numbers
 from gateway.flights import Tasks
 from gateway.serve import Site, loop_factory
+from gateway.stop_signals import on_stop_signals
 from gateway.workers.channel import Channel
 from gateway.workers.handover import Handover
 from gateway.workers.team import FarEngines, Team
@@ -46,9 +47,7 @@ class Worker:
         self, channel_socket: socket.socket, listeners: Mapping[int, socket.socket]
     ) -> int:
         """Serve on one of ``listeners``, by worker's number; returns the exit code."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._asked_to_stop)
+        on_stop_signals(lambda _: self._asked_to_stop())
         channel = await Channel.over(
             channel_socket,
             tasks=self._tasks,

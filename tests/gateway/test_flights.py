@@ -312,6 +312,21 @@ async def test_a_reader_of_work_that_was_stopped_from_outside_is_told() -> None:
     assert (len(tasks), len(air)) == (0, 0)
 
 
+async def test_once_closed_all_work_ends_and_none_begins() -> None:
+    air, gate = flights(), Gate()
+    readers = [
+        asyncio.create_task(all_of(air.start(key, Worked(*PIECES[:1], gate)).read()))
+        for key in (KEY, None)
+    ]
+    await gate.reached()
+    air.close()
+    late = air.start(b"late", Worked(*PIECES))
+    for reader in (*readers, asyncio.create_task(all_of(late.read()))):
+        with pytest.raises(FlightCancelled):
+            await reader
+    assert len(air) == 0
+
+
 async def test_it_is_known_what_landed_lately(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.flights.MAX_LANDED", 2)
     air = flights()

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -77,19 +78,22 @@ class Served:
 
 
 @asynccontextmanager
-async def served(upstream: ScriptedUpstream, *, grace_s: float = 30.0) -> AsyncIterator[Served]:
+async def served(
+    upstream: ScriptedUpstream, *, grace_s: float = 30.0, before: str = "env", **backend: object
+) -> AsyncIterator[Served]:
     config = {
         "server": {"port": 0, "log_format": "json", "shutdown_grace_s": grace_s},
-        "backends": [{"name": "up", "base_url": upstream.url, "models": ["m"]}],
+        "backends": [{"name": "up", "base_url": upstream.url, "models": ["m"], **backend}],
         "tiers": IN_MEMORY,
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROGRAM, orjson.dumps(config).decode(),
+        before, sys.executable, "-c", PROGRAM, orjson.dumps(config).decode(),
         cwd=ROOT, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
         assert process.stderr is not None
-        line = await process.stderr.readline()
+        while b"listening" not in (line := await process.stderr.readline()):
+            assert line, "it ended before it listened"
         yield Served(process, orjson.loads(line)["url"])
     finally:
         if process.returncode is None:
@@ -106,7 +110,7 @@ async def stream_of(url: str) -> bytes:
         return await response.read()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_it_serves_until_a_signal_and_ends_cleanly(number: signal.Signals) -> None:
     async with ScriptedUpstream() as upstream, served(upstream) as running:
         assert (await stream_of(running.url)).endswith(DONE)
@@ -141,6 +145,60 @@ async def test_an_answer_that_outlasts_the_grace_is_broken_off_and_does_not_look
         with suppress(aiohttp.ClientError):
             assert b"[DONE]" not in await asking
         await upstream.seen[0].gone.wait()
+        assert await running.process.wait() == 0
+
+
+async def test_at_the_end_of_the_grace_all_who_wait_are_told_once_and_it_ends_within_it() -> None:
+    """Streams that run, calls that wait for their first piece, for their turn, or for another's flight."""
+    begun, silent = Gate(), Gate()
+    upstream = ScriptedUpstream(stream_reply(*EVENTS[:2], begun))
+    upstream.otherwise = lambda _: stream_reply(silent)
+    grace_s = 4.0
+    async with (
+        upstream,
+        served(upstream, grace_s=grace_s, max_concurrency=2) as running,
+        aiohttp.ClientSession() as session,
+    ):
+
+        async def ask(text: str, **more: object) -> tuple[int, bytes, str | None]:
+            body = {"model": "m", "messages": [{"role": "user", "content": text}], **more}
+            url = f"{running.url}/v1/chat/completions"
+            async with session.post(url, json=body) as answer:
+                return answer.status, await answer.read(), answer.headers.get("Retry-After")
+
+        asking = [asyncio.create_task(ask("a", stream=True))]
+        await begun.reached()
+        cached = {"kv_cache": {"enabled": True}}
+        asking += [asyncio.create_task(ask("b", **cached)) for _ in range(2)]
+        await upstream.called(2)
+        asking += [asyncio.create_task(ask("c", stream=True, **cached))]
+        asking += [asyncio.create_task(ask("d", **cached))]
+        flights = 0
+        while flights < 3:  # of b, c and d
+            async with session.get(f"{running.url}/v1/cache/stats") as answer:
+                flights = (await answer.json())["flights"]
+        began_s = time.monotonic()
+        running.process.send_signal(signal.SIGTERM)
+        (status, streamed, _), *others = await asyncio.gather(*asking)
+        said = await running.rest()
+        assert await running.process.wait() == 0
+        assert time.monotonic() - began_s < 1.25 * grace_s
+    assert status == 200
+    assert b"[DONE]" not in streamed
+    assert b"shutting_down" in streamed.split(b"\n\n")[-2]
+    for status, raw, retry_after in others:
+        assert (status, retry_after) == (503, "1")
+        assert orjson.loads(raw)["error"]["code"] == "shutting_down"
+    assert "cleaned up" in said
+    assert "Traceback" not in said
+
+
+async def test_a_hangup_is_nothing_under_nohup() -> None:
+    async with ScriptedUpstream() as upstream, served(upstream, before="nohup") as running:
+        running.process.send_signal(signal.SIGHUP)
+        assert (await stream_of(running.url)).endswith(DONE)
+        running.process.send_signal(signal.SIGTERM)
+        assert "SIGHUP" not in await running.rest()
         assert await running.process.wait() == 0
 
 

@@ -292,6 +292,32 @@ def address(url: str) -> tuple[str, int]:
     return host, int(port)
 
 
+async def test_at_the_end_of_the_grace_who_still_waits_is_told_and_all_end(tmp_path: Path) -> None:
+    gates = [Gate(), Gate()]
+    grace_s = 4
+    async with (
+        ScriptedUpstream(*(stream_reply(gate) for gate in gates)) as upstream,
+        gateway(tmp_path, upstream, workers=2, shutdown_grace_s=grace_s) as kvgate,
+    ):
+        await kvgate.meet_all()
+
+        async def status_and_code(worker: int) -> tuple[int, str]:
+            url = f"{kvgate.served.url}/v1/chat/completions"
+            async with kvgate.clients[worker].post(url, json=QUESTION) as answer:
+                return answer.status, (await answer.json())["error"]["code"]
+
+        loop = asyncio.get_running_loop()
+        asking = [loop.create_task(status_and_code(worker)) for worker in kvgate.clients]
+        for gate in gates:
+            await gate.reached()
+        began_s = loop.time()
+        kvgate.served.process.send_signal(signal.SIGHUP)
+        assert await asyncio.gather(*asking) == [(503, "shutting_down")] * 2
+        assert await kvgate.ends() == 0
+        assert loop.time() - began_s < 1.5 * grace_s
+        assert "Traceback" not in kvgate.served.log()
+
+
 async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     gate = Gate()
     async with (
