@@ -22,6 +22,7 @@ from aiohttp import web
 
 from gateway.analytics import Conversations
 from gateway.auth import OPEN_TENANT, Authenticator
+from gateway.backends.connections import Connector
 from gateway.backends.figures import figures
 from gateway.backends.health import Health
 from gateway.backends.hearsay import share
@@ -120,9 +121,7 @@ async def build(
     configured collector.
     """
     rules = config.rules(kv_secret=team.kv_secret if team else await kv_secret(config))
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
-    )
+    session = aiohttp.ClientSession(connector=Connector(keepalive_s=KEEPALIVE_S))
     tasks = Tasks()
     engines = _engines(config, tasks, team)
     manner = _manner(config, clock, draw)

@@ -12,10 +12,10 @@ turns it into a :class:`ClientFault`, so that there is one way to the wire.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from policies.call import RequestError
-from policies.outcome import Failed
+from policies.outcome import Cause, Failed
 
 JSON_TYPE_BY_STATUS: Mapping[int, str] = {
     400: "invalid_request_error",
@@ -43,6 +43,8 @@ class GatewayError(Exception):
         retry_after_s: float | None = None,
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        cause: Cause = "answered",
+        words: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -53,6 +55,8 @@ class GatewayError(Exception):
         self.original_body = body
         self.headers = headers or {}
         """What the backend said beside it: its rate limits, its request id."""
+        self.cause: Cause = cause
+        self.words = words
 
     def body(self) -> Mapping[str, Any]:
         """The OpenAI error object; a backend's own JSON error is passed on as it was."""
@@ -71,6 +75,23 @@ class BackendFault(GatewayError):
     """The backend refused, failed, timed out or is not there."""
 
     default_status = 502
+
+
+KEY_REFUSED: Final = frozenset({401, 402, 403})
+"""What a backend answers when it refuses the gateway's own key or account."""
+
+
+def key_refused(name: str, status: int, raw: bytes) -> BackendFault:
+    """The backend ``name`` refused the operator's key. ``raw`` is its answer, which may quote it."""
+    return BackendFault(
+        f"The backend {name} refused the gateway's own key or account (HTTP {status}). "
+        f"The operator must correct the api_key of {name} in backends, or the account behind it. "
+        "The gateway's log has the backend's words.",
+        code="backend_auth",
+        headers={"X-Should-Retry": "false"},
+        cause="refused_key",
+        words=f"HTTP {status} {raw[:500].decode(errors='replace')}".strip(),
+    )
 
 
 class OurFault(GatewayError):
@@ -105,6 +126,8 @@ def from_failed(ending: Failed) -> GatewayError:
         retry_after_s=ending.retry_after_s,
         body=ending.body,
         headers=ending.headers,
+        cause=ending.cause,
+        words=ending.words,
     )
 
 
@@ -124,4 +147,6 @@ def to_failed(error: GatewayError) -> Failed:
         fault=fault,
         body=error.original_body,
         headers=error.headers,
+        cause=error.cause,
+        words=error.words,
     )

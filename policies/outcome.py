@@ -1,7 +1,7 @@
 """How an answer ended, and what became of a call."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from policies.explain import Difference
@@ -11,6 +11,16 @@ from policies.rules import TierName
 Level = Literal["response", "semantic", "prefix", "negative", "none"]
 Errand = Literal["warming", "revalidation"]
 """What is computed though no user waits for it."""
+Cause = Literal["answered", "unreachable", "cut", "silent", "refused_key", "not_asked"]
+"""What a failure says about the backend.
+
+- ``answered``: the backend answered with an error. It is alive.
+- ``unreachable``: there was no connection, so the backend has no work from the call.
+- ``cut``: the connection broke after the request was sent. The backend may have computed.
+- ``silent``: the backend did not answer in time.
+- ``refused_key``: the backend refused the operator's key or account. No client can mend that.
+- ``not_asked``: the gateway itself sent nothing: its own queue is full, or its engine is starting.
+"""
 # Why a request went on to a backend, in the words of RFC 9211 section 2.2.
 Forwarded = Literal["uri-miss", "stale", "bypass", "request", "partial"]
 
@@ -52,6 +62,9 @@ class Failed:
     fault: Literal["client", "backend", "ours"]
     body: Mapping[str, Any] | None = None
     headers: Mapping[str, str] | None = None
+    cause: Cause = "answered"
+    words: str | None = field(default=None, repr=False)
+    """The backend's own words where the client must not read them. They are for the log."""
 
 
 @dataclass(frozen=True, slots=True)

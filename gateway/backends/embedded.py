@@ -373,7 +373,9 @@ def _address_in(port_file: Path) -> str | None:
 
 
 def _down(code: str, message: str, retry_after_s: float) -> BackendFault:
-    return BackendFault(message, code=code, status=503, retry_after_s=retry_after_s)
+    return BackendFault(
+        message, code=code, status=503, retry_after_s=retry_after_s, cause="not_asked"
+    )
 
 
 def _signal_name(number: int) -> str:

@@ -105,6 +105,7 @@ class Lanes:
         return BackendFault(
             f"{before} calls wait already; try again later",
             code="queue_full",
+            cause="not_asked",
             status=429,
             retry_after_s=min(max(wait_s, LEAST_RETRY_S), MOST_RETRY_S),
         )

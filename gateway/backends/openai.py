@@ -14,19 +14,27 @@ import aiohttp
 
 from gateway import exact_json
 from gateway.backends.base import Forwarded, KnownPrefix
+from gateway.backends.connections import Requests
 from gateway.backends.dialects import Dialect, spoken, usage_of, with_reuse
 from gateway.backends.kv_words import known_prefix, lookup_wish
 from gateway.backends.lanes import Lanes
 from gateway.backends.retry_after import retry_after_s
 from gateway.backends.waits import Timeouts, Waits
 from gateway.chunks import Chunk, Json, Opening, Piece, Whole, well_formed
-from gateway.errors import BackendFault, ClientFault, GatewayError, to_failed
+from gateway.errors import (
+    KEY_REFUSED,
+    BackendFault,
+    ClientFault,
+    GatewayError,
+    key_refused,
+    to_failed,
+)
 from gateway.responses import ENDS, is_response, whole_in
 from gateway.sse import EventTooLarge, Parser
 from gateway.trace_context import CURRENT
 from policies.call import Call
 from policies.eviction import Priority
-from policies.outcome import Completed, Ending, Failed, Usage
+from policies.outcome import Cause, Completed, Ending, Failed, Usage
 from policies.plan import Plan
 
 PATHS: Final[Mapping[str, str]] = {
@@ -62,7 +70,7 @@ class OpenAIBackend:
     ) -> None:
         self.name = name
         self._passes_trace = passes_trace
-        self._session = session
+        self._requests = Requests(session, clock)
         self._locate = locate
         self._clock = clock
         self._dialect = dialect
@@ -108,12 +116,8 @@ class OpenAIBackend:
                 self.name, self._limits, streamed=call.stream or self._dialect == "kvgate"
             )
             async with await waits.head(
-                self._session.post(
-                    url,
-                    data=data,
-                    headers=self._said(),
-                    timeout=self._timeout,
-                    allow_redirects=False,
+                self._requests.send(
+                    "POST", url, data=data, headers=self._said(), timeout=self._timeout
                 )
             ) as response:
                 if response.status != 200:
@@ -137,16 +141,21 @@ class OpenAIBackend:
         except GatewayError as error:
             yield to_failed(error)
         except aiohttp.ConnectionTimeoutError:
-            yield _failed(self.name, 504, "backend_connect_timeout", "cannot be reached in time")
+            message = f"{self.name} cannot be reached in time"
+            yield _failed(504, "backend_connect_timeout", message, "unreachable")
         except TimeoutError:
-            yield _failed(self.name, 504, "backend_timeout", "did not answer in time")
+            message = f"{self.name} did not answer in time"
+            yield _failed(504, "backend_timeout", message, "silent")
         except _NETWORK_ERRORS as error:
             code = "backend_cut" if progress.chunks else "backend_unreachable"
-            yield _failed(self.name, 502, code, _network_message(error))
+            message = f"{self.name} {_network_message(error)}"
+            yield _failed(502, code, message, _cause(error))
 
     async def models(self) -> list[Json]:
         """See :meth:`gateway.backends.base.Backend.models`."""
         answer = await self.forward("GET", "/models", b"")
+        if answer.status in KEY_REFUSED:
+            raise key_refused(self.name, answer.status, answer.body)
         if answer.status != 200:
             raise BackendFault(f"{self.name}: no list of models", code="backend_bad_answer")
         listed = _json_object(self.name, answer.body).get("data")
@@ -204,13 +213,8 @@ class OpenAIBackend:
 
     async def _exchange(self, method: str, url: str, body: bytes) -> Forwarded:
         try:
-            async with self._session.request(
-                method,
-                url,
-                data=body or None,
-                headers=self._said(),
-                timeout=self._timeout,
-                allow_redirects=False,
+            async with await self._requests.send(
+                method, url, data=body or None, headers=self._said(), timeout=self._timeout
             ) as response:
                 return Forwarded(
                     status=response.status,
@@ -219,11 +223,16 @@ class OpenAIBackend:
                 )
         except TimeoutError as error:
             raise BackendFault(
-                f"{self.name} did not answer in time", code="backend_timeout", status=504
+                f"{self.name} did not answer in time",
+                code="backend_timeout",
+                status=504,
+                cause="silent",
             ) from error
         except _NETWORK_ERRORS as error:
             raise BackendFault(
-                f"{self.name} {_network_message(error)}", code="backend_unreachable"
+                f"{self.name} {_network_message(error)}",
+                code="backend_unreachable",
+                cause=_cause(error),
             ) from error
 
 
@@ -263,7 +272,9 @@ class _Progress:
 
     def check(self, name: str) -> None:
         if self.open_choices or not self.ended_choices:
-            raise BackendFault(f"{name} ended its stream too early", code="backend_cut")
+            raise BackendFault(
+                f"{name} ended its stream too early", code="backend_cut", cause="cut"
+            )
 
 
 def _passed_back(headers: Mapping[str, str]) -> dict[str, str]:
@@ -294,7 +305,7 @@ async def _events(name: str, content: AsyncIterator[bytes]) -> AsyncIterator[Jso
             yield data
             if data.get("type") in ENDS:
                 return
-    raise BackendFault(f"{name} ended its stream too early", code="backend_cut")
+    raise BackendFault(f"{name} ended its stream too early", code="backend_cut", cause="cut")
 
 
 async def _drain(content: aiohttp.StreamReader) -> None:
@@ -330,6 +341,8 @@ def _late_error(name: str, error: Any) -> BackendFault:
 
 def _refusal(name: str, response: aiohttp.ClientResponse, raw: bytes) -> GatewayError:
     """The backend's own refusal, with its body as it was when that is an OpenAI error."""
+    if response.status in KEY_REFUSED:
+        return key_refused(name, response.status, raw)
     try:
         body = exact_json.loads_answer(raw)
     except exact_json.JSONDecodeError:
@@ -337,10 +350,7 @@ def _refusal(name: str, response: aiohttp.ClientResponse, raw: bytes) -> Gateway
     detail = body.get("error") if isinstance(body, dict) else None
     status = response.status if 400 <= response.status < 600 else 502
     own = isinstance(detail, dict) and isinstance(detail.get("message"), str)
-    kind = ClientFault if status < 500 and status not in {401, 402, 403, 408, 429} else BackendFault
-    if status in {401, 402, 403}:
-        # The operator's key or account was refused, not the client's, who cannot mend that.
-        own, status = False, 502
+    kind = ClientFault if status < 500 and status not in {408, 429} else BackendFault
     return kind(
         detail["message"] if own and isinstance(detail, dict) else f"{name} refused the request",
         code=str((detail or {}).get("code") or "backend_error") if own else "backend_refused",
@@ -362,16 +372,21 @@ def _json_object(name: str, raw: bytes) -> Json:
     return value
 
 
-def _failed(name: str, status: int, code: str, message: str) -> Ending:
+def _failed(status: int, code: str, message: str, cause: Cause) -> Ending:
     return Failed(
         status=status,
         code=code,
-        message=f"{name} {message}",
-        param=None,
+        message=message,
         retry_after_s=1.0,
         fault="backend",
-        body=None,
+        cause=cause,
     )
+
+
+def _cause(error: BaseException) -> Cause:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "unreachable"
+    return "answered" if isinstance(error, EventTooLarge) else "cut"
 
 
 def _network_message(error: BaseException) -> str:

@@ -35,7 +35,7 @@ from gateway.chunks import Chunk, Opening, Piece, Whole
 from gateway.router import Router, Served, Target
 from policies.call import Call
 from policies.eviction import Priority
-from policies.outcome import Failed
+from policies.outcome import Cause, Failed
 from policies.plan import Lane, Plan
 
 PATIENCE_S: Final[Mapping[Lane, float]] = {"interactive": 1.0, "batch": 10.0, "warm": 10.0}
@@ -45,13 +45,10 @@ CREDIT: Final = 5.0
 """Tries that there are to begin with; the first calls pay them back."""
 MOST_SAVED: Final = 20.0
 """Tries that quiet times may save up."""
-NOBODY_ASKED: Final = frozenset(
-    {"backend_connect_timeout", "backend_unreachable", "engine_starting", "engine_unavailable"}
-    | {"queue_full"}
-)
-"""Codes of failures that cost no backend any work."""
-OURS: Final = frozenset({"engine_starting", "engine_unavailable", "queue_full"})
-"""Of these, what says nothing about the backend's health: we know better, or it is our queue."""
+COSTS_NOTHING: Final[frozenset[Cause]] = frozenset({"unreachable", "not_asked", "refused_key"})
+"""Failures that cost no backend any work: the next backend is asked without a try of the budget."""
+FINAL: Final[frozenset[Cause]] = frozenset({"not_asked", "refused_key"})
+"""Failures that another try at the same backend cannot mend."""
 MAY_MEND: Final = frozenset({408, 429, 500, 502, 503})
 """What the same backend may be asked again after; not a time-out: it has enough to do."""
 
@@ -168,7 +165,7 @@ class Retrying:
         tries_left = self._manner.retries
         while waiting:
             one = waiting.popleft()
-            costs = failure is not None and (one.asked > 0 or failure.code not in NOBODY_ASKED)
+            costs = failure is not None and (one.asked > 0 or failure.cause not in COSTS_NOTHING)
             if not self._manner.health.enter(one.candidate.name):
                 continue
             if costs and not (tries_left and self._budget.spend()):
@@ -202,7 +199,7 @@ class Retrying:
 
     def _again(self, waiting: deque[_Try], one: _Try, failure: Failed, lane: Lane) -> None:
         """Put the backend at the end of those that may be asked, if waiting for it may help."""
-        if failure.status not in MAY_MEND or failure.code in OURS:
+        if failure.status not in MAY_MEND or failure.cause in FINAL:
             return
         told_s = failure.retry_after_s if failure.status in {429, 503} else None
         grown_s = FIRST_WAIT_S * 2**one.asked * (0.5 + self._manner.draw() / 2)
@@ -242,7 +239,7 @@ class Retrying:
 
     def _note(self, name: str, failure: Failed) -> None:
         health = self._manner.health
-        if failure.code in OURS or failure.fault == "ours":
+        if failure.cause == "not_asked" or failure.fault == "ours":
             health.left(name)
         elif failure.fault == "client":
             health.succeeded(name)

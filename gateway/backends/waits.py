@@ -81,6 +81,7 @@ class Waits:
         return BackendFault(
             f"{self._name} did not begin to answer in time",
             code="backend_first_token_timeout",
+            cause="silent",
             status=504,
             retry_after_s=1.0,
         )
@@ -89,6 +90,7 @@ class Waits:
         return BackendFault(
             f"{self._name} did not answer in time",
             code="backend_timeout",
+            cause="silent",
             status=504,
             retry_after_s=1.0,
         )

@@ -9,7 +9,7 @@ from aiohttp import web
 from gateway import exact_json
 from gateway.auth import Authenticator
 from gateway.backends.base import Backend
-from gateway.errors import BackendFault, ClientFault, GatewayError
+from gateway.errors import KEY_REFUSED, ClientFault, GatewayError, key_refused
 from gateway.router import Router
 from gateway.routes.shape import body_of, json_response, object_of
 
@@ -69,9 +69,8 @@ class Models:
             raise ClientFault("No such route.", code="unknown_url", status=404)
         raw = _without_ours(await body_of(request))
         answer = await backend.forward(request.method, path, raw)
-        if answer.status in {401, 403}:
-            # The operator's key was refused, and the answer may quote it.
-            raise BackendFault(f"{backend.name} refused the request", code="backend_refused")
+        if answer.status in KEY_REFUSED:
+            raise key_refused(backend.name, answer.status, answer.body)
         return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
     def _name_of(self, alias: str) -> str | None:

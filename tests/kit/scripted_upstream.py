@@ -66,6 +66,7 @@ class ScriptedUpstream:
         self.url = ""
         self._changed = asyncio.Condition()
         self._runner: web.AppRunner | None = None
+        self._port = 0
 
     @property
     def calls(self) -> int:
@@ -78,18 +79,27 @@ class ScriptedUpstream:
             await self._changed.wait_for(lambda: self.calls >= count)
 
     async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def start(self) -> None:
+        """Listen: on a free port, after :meth:`stop` on the same one."""
         app = web.Application(client_max_size=2**26)
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
         await site.start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
-        return self
+        self._port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self._port}/v1"
 
     async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End all connections and take no more."""
         assert self._runner is not None
         await self._runner.cleanup()
 

@@ -422,5 +422,5 @@ async def test_the_upstreams_refusal_of_the_operators_key_is_shown_to_nobody() -
             await service.send("GET", "/v1/models/other", key=ALICE),
             await service.send("GET", "/v1/chat/completions/c-1", key=ROOT),
         ):
-            assert (answer.status, answer.error["code"]) == (502, "backend_refused")
+            assert (answer.status, answer.error["code"]) == (502, "backend_auth")
             assert CANARY not in shown(answer)

@@ -285,7 +285,7 @@ async def test_a_refusal_is_passed_on_with_its_body(status: int, fault: str) -> 
 @pytest.mark.parametrize("status", [401, 402, 403])
 async def test_the_operators_bad_key_is_not_the_clients_to_mend(status: int) -> None:
     failure = await failure_of(error_reply(status, "Incorrect API key: sk-oper****ator"))
-    assert (failure.status, failure.code, failure.fault) == (502, "backend_refused", "backend")
+    assert (failure.status, failure.code, failure.fault) == (502, "backend_auth", "backend")
     assert "sk-" not in repr(failure)
 
 
@@ -363,9 +363,9 @@ async def test_a_connection_serves_again() -> None:
     async with ScriptedUpstream() as upstream, backend_at(upstream) as backend:
         for stream in (True, False, True):
             await pieces_of(backend, asked(stream=stream))
-        assert backend._session.connector is not None
+        assert backend._requests.session.connector is not None
         ports = {seen.headers["Host"] for seen in upstream.seen}
-        held = sum(map(len, backend._session.connector._conns.values()))
+        held = sum(map(len, backend._requests.session.connector._conns.values()))
         assert (len(ports), held) == (1, 1)
 
 

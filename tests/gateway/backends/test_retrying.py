@@ -29,7 +29,7 @@ from tests.kit.scripted_backend import (
     whole_answer,
 )
 
-LOST = (failed(502, code="backend_unreachable"),)
+LOST = (failed(502, cause="unreachable"),)
 BUSY = (failed(503),)
 
 
@@ -143,7 +143,7 @@ async def test_what_reached_nobody_goes_to_a_fellow_though_no_tries_are_left() -
 
 @pytest.mark.parametrize(
     "failure",
-    [failed(504, code="backend_timeout"), failed(501), failed(503, code="engine_starting")],
+    [failed(504, code="backend_timeout"), failed(501), failed(503, cause="not_asked")],
 )
 async def test_what_another_try_would_not_mend_is_not_asked_of_the_same(failure: Failed) -> None:
     bench = Bench([(failure,), whole_answer()])
@@ -236,7 +236,7 @@ async def test_a_caller_who_leaves_frees_the_probe() -> None:
 
 
 async def test_the_queue_of_our_own_says_nothing_about_the_backend() -> None:
-    full = failed(429, code="queue_full", fault="backend", retry_after_s=1.0)
+    full = failed(429, cause="not_asked", retry_after_s=1.0)
     bench = Bench([(full,)], [(full,)])
     for _ in range(10):
         assert await bench.ask() == [full]

@@ -128,7 +128,7 @@ async def test_an_error_of_the_backend_is_passed_on_but_not_about_the_operators_
         first = await service.send("GET", "/v1/chat/completions/c-1")
         assert (first.status, first.error["message"]) == (404, "no such completion")
         second = await service.send("GET", "/v1/chat/completions/c-1")
-        assert (second.status, second.error["code"]) == (502, "backend_refused")
+        assert (second.status, second.error["code"]) == (502, "backend_auth")
 
 
 async def test_a_backend_that_is_gone_is_a_bad_gateway() -> None:
