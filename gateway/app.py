@@ -41,6 +41,7 @@ from gateway.journal_open import open_journal
 from gateway.kv_secret import kv_secret
 from gateway.metrics import Metrics
 from gateway.numbers import Ask, Numbers, added_up
+from gateway.origins import border
 from gateway.pipeline import Pipeline
 from gateway.places import Places, open_places
 from gateway.recall import Recall
@@ -50,7 +51,7 @@ from gateway.routes.cache import Cache
 from gateway.routes.completions import Completions
 from gateway.routes.contexts import ContextRoutes
 from gateway.routes.explain import Explain
-from gateway.routes.models import Models
+from gateway.routes.models import FORWARDED, Models
 from gateway.routes.ops import Ops
 from gateway.routes.shape import guarded, json_response
 from gateway.stations import Stations, stations
@@ -177,6 +178,7 @@ async def build(
     )
     app = web.Application(client_max_size=rules.limits.max_body_bytes)
     app[GATEWAY] = gateway
+    border(config).guard(app)
     app.cleanup_ctx.append(lambda _: _lifetime(gateway, session, places.close))
     warming = open_warming(gateway, rules, traffic, now=now, clock=clock)
     warming.mount(app)
@@ -333,11 +335,10 @@ def _route(
         router.add_post(f"{prefix}/responses", completions.handler("responses"))
         router.add_get(f"{prefix}/models", guarded(models.list))
         router.add_get(f"{prefix}/models/{{model:.+}}", guarded(models.one))
-        router.add_delete(f"{prefix}/models/{{model:.+}}", guarded(models.forward))
-        router.add_get(f"{prefix}/chat/completions", guarded(models.forward))
-        for method in ("GET", "POST", "DELETE"):
-            for kept in ("chat/completions", "responses"):
-                router.add_route(method, f"{prefix}/{kept}/{{rest:.+}}", guarded(models.forward))
+        router.add_delete(f"{prefix}/models/{{model:.+}}", guarded(models.manage))
+        router.add_get(f"{prefix}/chat/completions", guarded(models.manage))
+        for method, path in FORWARDED:
+            router.add_route(method, f"{prefix}/{path}", guarded(models.forward))
     router.add_get("/v1/cache/stats", guarded(cache.stats))
     router.add_get("/v1/cache/entries", guarded(cache.entries))
     router.add_get("/v1/cache/entries/{key}", guarded(cache.entry))

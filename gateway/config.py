@@ -12,7 +12,7 @@ is the way in.
 
 import ipaddress
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -233,10 +233,10 @@ def _contradictions(config: Config) -> Iterator[tuple[Where, str]]:
             yield ("backends", index, "name"), "is the name of an embedded engine"
     owners: dict[bytes, str] = {}
     for index, tenant in enumerate(config.tenants):
-        for place, digest in enumerate(tenant.api_keys):
+        for place, digest in tenant.digests():
             if digest in owners:
                 message = f"is a key of tenant {owners[digest]} already"
-                yield ("tenants", index, "api_keys", place), message
+                yield ("tenants", index, *place), message
             owners.setdefault(digest, tenant.name)
     for alias in config.aliases:
         seen, name = {alias}, config.aliases[alias]
@@ -312,7 +312,13 @@ def _is_loopback(host: str) -> bool:
 def _doubts(data: Mapping[str, Any]) -> Iterator[tuple[Where, str]]:
     """Asked of the raw data: the checked one has only digests."""
     for index, tenant in enumerate(data.get("tenants") or ()):
-        for place, key in enumerate(tenant["api_keys"]):
-            doubt = weak_key(key)
-            if doubt:
-                yield ("tenants", index, "api_keys", place), doubt
+        for where, keys in _key_lists(tenant):
+            for place, key in enumerate(keys):
+                if doubt := weak_key(key):
+                    yield ("tenants", index, *where, place), doubt
+
+
+def _key_lists(tenant: Mapping[str, Any]) -> Iterator[tuple[Where, Sequence[Any]]]:
+    yield ("api_keys",), tenant.get("api_keys") or ()
+    for number, user in enumerate(tenant.get("users") or ()):
+        yield ("users", number, "api_keys"), user["api_keys"]

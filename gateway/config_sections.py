@@ -3,7 +3,7 @@
 ``config.yaml`` at the root of the repository says the same in words; a test compares the two.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -17,9 +17,11 @@ from gateway.config_values import (
     BaseUrl,
     ContextTokens,
     Duration,
+    HostName,
     KeyDigest,
     LongerThanZero,
     Name,
+    Origin,
     RedisUrl,
     Secret,
     Size,
@@ -82,18 +84,48 @@ class Server(Section):
         "console"
     )
     shutdown_grace_s: Duration = 10.0
+    allowed_hosts: tuple[HostName, ...] = ()
+    cors_origins: tuple[Origin, ...] = ()
+
+
+class User(Section):
+    """A user of a tenant with keys of its own. ``api_keys`` as in :class:`Tenant`."""
+
+    name: Text
+    api_keys: Annotated[tuple[KeyDigest, ...], AtLeastOne, Field(repr=False)]
 
 
 class Tenant(Section):
-    """Who may ask. ``api_keys`` holds SHA-256 digests; a plain key does not outlive the loading."""
+    """Who may ask. ``api_keys`` holds SHA-256 digests; a plain key does not outlive the loading.
+
+    A tenant needs a key of its own or a user with one.
+    """
 
     name: Name
-    api_keys: Annotated[tuple[KeyDigest, ...], AtLeastOne, Field(repr=False)]
+    api_keys: Annotated[tuple[KeyDigest, ...], Field(repr=False)] = ()
+    users: tuple[User, ...] = ()
     user: Text | None = None
     trusted_proxy: bool = False
     admin: bool = False
     max_bytes: Size | None = None
     kv_max_bytes: Size | None = None
+
+    @model_validator(mode="after")
+    def _can_be_asked_for(self) -> Self:
+        if not self.api_keys and not self.users:
+            raise ValueError("needs api_keys, or users with api_keys")
+        names = [user.name for user in self.users]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two users have the name {twice[0]}")
+        return self
+
+    def digests(self) -> Iterator[tuple[tuple[str | int, ...], bytes]]:
+        """All digests with the place where each stands."""
+        for place, digest in enumerate(self.api_keys):
+            yield ("api_keys", place), digest
+        for number, user in enumerate(self.users):
+            for place, digest in enumerate(user.api_keys):
+                yield ("users", number, "api_keys", place), digest
 
 
 class Backend(Section):

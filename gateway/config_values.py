@@ -113,6 +113,28 @@ def parse_secret(value: object) -> object:
     return value.strip()
 
 
+def parse_host(value: object) -> str:
+    """A name or an address, with or without a port, as browsers write it into ``Host``."""
+    if not isinstance(value, str) or not re.fullmatch(
+        r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", value
+    ):
+        raise ValueError("must be a host such as kv.example.com, kv:8080 or [::1]; no scheme, no *")
+    return value.lower()
+
+
+def parse_origin(value: object) -> str:
+    """A browser origin: scheme, host, and port where it is not the scheme's own."""
+    scheme, _, host = value.partition("://") if isinstance(value, str) else ("", "", "")
+    try:
+        host = parse_host(host)
+    except ValueError:
+        host = ""
+    if not host or not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
+        raise ValueError("must be an origin such as https://app.example.com; no path, no *")
+    standard = {"http": ":80", "https": ":443"}.get(scheme)
+    return f"{scheme}://{host.removesuffix(standard) if standard else host}"
+
+
 def parse_base_url(value: object) -> str:
     """An upstream's address without a slash at its end."""
     if not isinstance(value, str):
@@ -198,6 +220,8 @@ ContextTokens = Annotated[int, BeforeValidator(parse_context)]
 Text = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 KeyDigest = Annotated[bytes, PlainValidator(digest_key)]
+HostName = Annotated[str, BeforeValidator(parse_host)]
+Origin = Annotated[str, BeforeValidator(parse_origin)]
 BaseUrl = Annotated[str, BeforeValidator(parse_base_url)]
 AutoOrBool = Annotated[bool | Literal["auto"], PlainValidator(parse_auto_or_bool)]
 AutoOrCount = Annotated[int | Literal["auto"], PlainValidator(parse_auto_or_count)]

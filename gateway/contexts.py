@@ -18,7 +18,7 @@ from gateway.context_records import ContextRecords
 from gateway.errors import GatewayError
 from gateway.flights import Tasks
 from gateway.router import Router
-from gateway.store.base import StoreError
+from gateway.store.base import Selector, StoreError
 from gateway.store.sharing import News
 from policies.call import DEFAULT_MODEL, Call
 from policies.contexts import (
@@ -36,7 +36,7 @@ from policies.contexts import (
     wanted,
 )
 from policies.directive import Directive
-from policies.keys import Principal, Scope, kv_salt
+from policies.keys import Principal, kv_salt
 from policies.plan import Plan, believed_user, decide
 from policies.rules import Rules
 
@@ -227,19 +227,17 @@ class Contexts:
             renewed_at=now,
         )
 
-    async def may_see(self, scope: Scope, principal: Principal) -> bool:
-        """Whether an entry of this scope is any business of ``principal``.
+    async def in_view(self, selector: Selector, view: Principal) -> Selector:
+        """Of what is selected, that which ``view`` may see.
 
-        Keys of no user stand for their tenant. A user sees nothing of what another has for
-        itself, nor of what is shared in a circle that he is not in. Raises: StoreError.
+        Keys of no user stand for their tenant. A user sees nothing of what another has for itself, nor
+        of what is shared in a context that the user may not use. Raises: StoreError.
         """
-        user = principal.user
-        if user is None or principal.admin or scope.kind in {"tenant", "batch"}:
-            return True
-        if scope.kind == "user":
-            return scope.user == user
-        terms = await self.held.find(scope.tenant, scope.context or "")
-        return terms is not None and terms.edition == scope.edition and may_use(terms, user)
+        if view.viewer is None:
+            return selector
+        held = self.held.listed(view.tenant)
+        circles = [terms.edition async for terms in held if may_use(terms, view.viewer)]
+        return replace(selector, viewer=view.viewer, circles=tuple(circles))
 
     # ---- changes
 

@@ -219,15 +219,18 @@ def may_use(terms: Terms, user: str | None) -> bool:
     return not terms.allowed_users or user in terms.allowed_users
 
 
-def may_manage(terms: Terms | None, principal: Principal, user: str | None) -> bool:
-    """Whether ``principal``, who speaks for ``user``, may put, delete and count.
+def may_see(terms: Terms, view: Principal) -> bool:
+    """Whether what lies under the context is any business of ``view``; keys of no user stand for all."""
+    return view.viewer is None or may_use(terms, view.viewer)
 
-    Keys of no user stand for the tenant. A user may make a context and manage what he made. An
-    admin may all, but not in the name of somebody else.
+
+def may_manage(terms: Terms | None, view: Principal) -> bool:
+    """Whether ``view`` may put, delete and count.
+
+    Keys of no user stand for the tenant. A user may make a context and manage those of its own making.
+    An admin may all; an admin's key that speaks for a user is no admin's view.
     """
-    if user is None or (principal.admin and user == principal.user):
-        return True
-    return terms is None or terms.made_by == user
+    return view.viewer is None or terms is None or terms.made_by == view.viewer
 
 
 def not_found(id_: str) -> RequestError:

@@ -23,6 +23,16 @@ class Principal:
     trusted: bool = False
     admin: bool = False
 
+    @property
+    def viewer(self) -> str | None:
+        """The user whose things alone are seen, counted and cleared; None: those of all users."""
+        return None if self.admin else self.user
+
+
+def as_user(principal: Principal, user: str | None) -> Principal:
+    """``principal`` speaking for ``user``: with that user's rights and no more."""
+    return principal if user == principal.user else Principal(principal.tenant, user)
+
 
 @dataclass(frozen=True, slots=True)
 class Scope:

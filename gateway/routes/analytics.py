@@ -68,8 +68,8 @@ class Analytics:
         Raises: ClientFault 404 when there are neither.
         """
         named, name = self._named(request), request.match_info["id"]
-        principal = self._who(request)
-        tenant, user = principal.tenant, _user_asked_for(request, principal)
+        view = self._view(request)
+        tenant, user = view.tenant, view.viewer
         if named:
             tenant, user = named[0].tenant, named[0].user
             self._conversations.forget(named[0])
@@ -96,9 +96,8 @@ class Analytics:
 
     def _visible(self, request: web.Request) -> Sequence[Conversation]:
         """What the key may see, the latest first."""
-        principal = self._who(request)
-        tenant = tenant_asked_for(request, principal)
-        user = _user_asked_for(request, principal)
+        view = self._view(request)
+        tenant, user = tenant_asked_for(request, view), view.viewer
         self._journal.settle()
         if tenant is not None:
             return self._conversations.of(tenant, user=user)
@@ -109,24 +108,8 @@ class Analytics:
         ]
         return sorted(of_all, key=attrgetter("tally.last_s"), reverse=True)
 
-    def _who(self, request: web.Request) -> Principal:
-        return self._authenticator.principal(request.headers.get("Authorization"))
-
-
-def _user_asked_for(request: web.Request, principal: Principal) -> str | None:
-    """The user whose conversations alone are meant; ``None`` means the whole tenant's.
-
-    Raises: ClientFault 403 ``user_mismatch``.
-    """
-    named = request.headers.get("X-Cache-User")
-    if named is not None and named != principal.user and not principal.trusted:
-        raise ClientFault(
-            "this API key may not speak for another user",
-            code="user_mismatch",
-            status=403,
-            param="X-Cache-User",
-        )
-    return named if named is not None or principal.trusted else principal.user
+    def _view(self, request: web.Request) -> Principal:
+        return self._authenticator.view(request.headers)
 
 
 def _not_found() -> ClientFault:

@@ -3,7 +3,6 @@
 import base64
 import binascii
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any, Final
 
 from aiohttp import web
@@ -23,9 +22,9 @@ from gateway.stats import stats_of
 from gateway.store.base import Selector
 from gateway.store.tiers import Tiers
 from gateway.tally import dicts, latency
-from policies.contexts import forbidden, may_use, scope_of
+from policies.contexts import forbidden, may_see, scope_of
 from policies.freshness import EntryMeta
-from policies.keys import Principal, Scope, kv_salt, public_key
+from policies.keys import Principal, Scope, as_user, kv_salt, public_key
 from policies.rules import Rules
 
 MAX_PAGE: Final = 1000
@@ -65,7 +64,7 @@ class Cache:
 
     async def stats(self, request: web.Request) -> web.Response:
         """Counters since the start; a tenant without the admin right sees its own only."""
-        principal = self._who(request)
+        principal = self._view(request)
         numbers = await self._numbers()
         counted = numbers.statistics
         if not principal.admin:
@@ -87,11 +86,12 @@ class Cache:
 
     async def entries(self, request: web.Request) -> web.Response:
         """A page of entries in the order of their keys. Raises: ClientFault 400."""
-        query, principal = request.query, self._who(request)
-        tenant = tenant_asked_for(request, principal)
+        query, view = request.query, self._view(request)
+        tenant = tenant_asked_for(request, view)
         limit = page_limit(query.get("limit", "100"))
+        selector = Selector(tenant, tier=query.get("tier"), prefix=query.get("prefix"))
         found = await self._store.scan(
-            Selector(tenant, tier=query.get("tier"), prefix=query.get("prefix")),
+            await self._contexts.in_view(selector, view),
             after=_cursor(query.get("cursor")),
             limit=limit + 1,
         )
@@ -99,11 +99,7 @@ class Cache:
         return json_response(
             {
                 "object": "list",
-                "data": [
-                    self._shown(meta)
-                    for meta in page
-                    if await self._contexts.may_see(meta.scope, principal)
-                ],
+                "data": [self._shown(meta, view) for meta in page],
                 "has_more": len(found) > limit,
                 "next_cursor": _cursor_after(page[-1]) if len(found) > limit else None,
             }
@@ -117,7 +113,10 @@ class Cache:
         """
         meta = await self._find(request, most=2)
         asks_kv = _flag(request, "kv", default=False)
-        told = {**self._shown(meta), **await self._explainer.entry(meta, kv=asks_kv)}
+        told = {
+            **self._shown(meta, self._view(request)),
+            **await self._explainer.entry(meta, kv=asks_kv),
+        }
         if not _flag(request, "response", default=True):
             return json_response(told)
         entry = await self._store.get(meta.key, now=self._now())
@@ -137,62 +136,46 @@ class Cache:
         Raises: ClientFault 400 for an unknown or missing selector, 403 for another user;
             RequestError 403 for a shared context that this user may not use.
         """
-        principal = self._who(request)
+        view = self._view(request)
         wish = object_of(await body_of(request))
-        selector, everything = _selector(wish, principal)
-        selector = await self._in_view(selector, principal)
-        shared = await self._shared_scopes(selector, principal, everything=everything)
-        gone = await self._pipeline.clear(selector)
-        salts = self._salts(selector, principal, shared, everything=everything)
+        selector, everything = _selector(wish, view)
+        view = _about(selector.user, view)
+        shared = await self._shared_scopes(selector, view, everything=everything)
+        gone = await self._pipeline.clear(await self._contexts.in_view(selector, view))
+        salts = self._salts(selector, view, shared, everything=everything)
         tokens = await self._drop_kv(salts)
         return json_response({"entries": len(gone), "kv_tokens": tokens})
 
-    async def _in_view(self, selector: Selector, principal: Principal) -> Selector:
-        """Of what is meant, that which the key may see: :meth:`Contexts.may_see`, as data."""
-        if principal.user is None or principal.admin:
-            return selector
-        if selector.user not in {None, principal.user} and not principal.trusted:
-            raise ClientFault(
-                "This key may not clear what another user has.",
-                code="user_mismatch",
-                status=403,
-                param="user",
-            )
-        viewer = selector.user or principal.user
-        held = self._contexts.held.listed(principal.tenant)
-        circles = [terms.edition async for terms in held if may_use(terms, viewer)]
-        return replace(selector, viewer=viewer, circles=tuple(circles))
-
     async def _shared_scopes(
-        self, selector: Selector, principal: Principal, *, everything: bool
+        self, selector: Selector, view: Principal, *, everything: bool
     ) -> list[Scope]:
-        """Of the shared contexts that are meant: all of the tenant's, or the one that is named."""
+        """Of the shared contexts that are meant: all that the view may use, or the one that is named."""
         held = self._contexts.held
         if everything:
-            scopes = [scope_of(terms) async for terms in held.listed(principal.tenant)]
-            return [scope for scope in scopes if await self._contexts.may_see(scope, principal)]
+            return [scope_of(one) async for one in held.listed(view.tenant) if may_see(one, view)]
         if selector.context is None:
             return []
-        terms = await held.find(principal.tenant, selector.context)
+        terms = await held.find(view.tenant, selector.context)
         if terms is None:  # a kind of context, or nothing
             return []
-        if not await self._contexts.may_see(scope_of(terms), principal):
+        if not may_see(terms, view):
             raise forbidden()
         return [scope_of(terms)]
 
     def _salts(
-        self, selector: Selector, principal: Principal, shared: list[Scope], *, everything: bool
+        self, selector: Selector, view: Principal, shared: list[Scope], *, everything: bool
     ) -> Iterable[str | None]:
         """Which KV blocks go along: blocks know their scope and nothing finer."""
-        if everything and principal.admin:
+        if everything and view.admin:
             return (None,)
         scopes = [*shared]
         if everything:
-            scopes.append(Scope(kind="tenant", tenant=principal.tenant))
-        if selector.user is not None:
-            scopes.append(Scope(kind="user", tenant=principal.tenant, user=selector.user))
+            scopes.append(Scope(kind="tenant", tenant=view.tenant))
+        user = view.user if everything else selector.user
+        if user is not None:
+            scopes.append(Scope(kind="user", tenant=view.tenant, user=user))
         if selector.batch is not None:
-            scopes.append(Scope(kind="batch", tenant=principal.tenant, batch=selector.batch))
+            scopes.append(Scope(kind="batch", tenant=view.tenant, batch=selector.batch))
         return [kv_salt(scope, self._rules.kv_secret) for scope in scopes]
 
     async def _drop_kv(self, salts: Iterable[str | None]) -> int:
@@ -207,8 +190,8 @@ class Cache:
 
     async def _find(self, request: web.Request, *, most: int = 1) -> EntryMeta:
         """The entry whose key is in the path; with ``most`` over 1 its first digits will do."""
-        principal, wanted = self._who(request), request.match_info["key"]
-        tenant = None if principal.admin else principal.tenant
+        view, wanted = self._view(request), request.match_info["key"]
+        tenant = None if view.admin else view.tenant
         whole = len(wanted) == 2 * SHOWN_BYTES
         if not whole and (most == 1 or not MIN_DIGITS <= len(wanted) < 2 * SHOWN_BYTES):
             raise _not_found()
@@ -217,13 +200,9 @@ class Cache:
         except ValueError:
             raise _not_found() from None
         # What is shown of a key is its beginning, and keys come in order: the next one is it.
-        page = await self._store.scan(Selector(tenant), after=start, limit=most)
-        found = [
-            meta
-            for meta in page
-            if public_key(meta.key).startswith(wanted)
-            and await self._contexts.may_see(meta.scope, principal)
-        ]
+        selector = await self._contexts.in_view(Selector(tenant), view)
+        page = await self._store.scan(selector, after=start, limit=most)
+        found = [meta for meta in page if public_key(meta.key).startswith(wanted)]
         if not found:
             raise _not_found()
         if len(found) > 1:
@@ -231,17 +210,18 @@ class Cache:
             raise ClientFault(message, code="ambiguous_key", param="key")
         return found[0]
 
-    def _who(self, request: web.Request) -> Principal:
-        return self._authenticator.principal(request.headers.get("Authorization"))
+    def _view(self, request: web.Request) -> Principal:
+        return self._authenticator.view(request.headers)
 
-    def _shown(self, meta: EntryMeta) -> dict[str, Any]:
+    def _shown(self, meta: EntryMeta, view: Principal) -> dict[str, Any]:
+        sees_user = view.viewer in {None, meta.user}
         age_s = max(0.0, self._now() - meta.stored_at)
         return {
             "key": public_key(meta.key),
             "cache_key": meta.cache_key,
             "tenant": meta.scope.tenant,
             "scope": meta.scope.kind,
-            "user": meta.user,
+            "user": meta.user if sees_user else None,
             "model": meta.model,
             "endpoint": meta.endpoint,
             "tier": meta.tier,
@@ -257,6 +237,20 @@ class Cache:
             "batch": meta.batch_id,
             "context": meta.context,
         }
+
+
+def _about(user: str | None, view: Principal) -> Principal:
+    """The view in which a clearing about ``user`` is made. Raises: ClientFault 403."""
+    if user is None or view.viewer is None:
+        return view
+    if user != view.user and not view.trusted:
+        raise ClientFault(
+            "This key may not clear what another user has.",
+            code="user_mismatch",
+            status=403,
+            param="user",
+        )
+    return as_user(view, user)
 
 
 def _selector(wish: dict[str, Any], principal: Principal) -> tuple[Selector, bool]:

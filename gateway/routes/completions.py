@@ -131,7 +131,7 @@ class Completions:
         self, request: web.Request, endpoint: Endpoint, visit: Visit
     ) -> web.StreamResponse:
         try:
-            principal = self._authenticator.principal(request.headers.get("Authorization"))
+            principal = self._authenticator.principal(request.headers)
             raw = await body_of(request)
             visit.size_bytes = len(raw)
             said = (endpoint, principal, spoken_in(request))

@@ -8,40 +8,26 @@ only use it sees its text and its lifetime, but not who else may, nor how often 
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
 
 from gateway.auth import Authenticator
 from gateway.contexts import Contexts
-from gateway.errors import ClientFault, GatewayError
+from gateway.errors import GatewayError
 from gateway.flights import Tasks
 from gateway.pipeline import Pipeline
 from gateway.router import Router
+from gateway.routes.cache import tenant_asked_for
 from gateway.routes.shape import body_of, guarded, json_response, object_of
 from gateway.store.base import Selector, StoreError
 from policies.contexts import Terms, forbidden, may_manage, may_use, not_found, parse_context
-from policies.directive import parse_directive, read_name
+from policies.directive import read_name
 from policies.keys import Principal
-from policies.plan import believed_user
 from policies.rules import Rules
 
 PREFILL_WAIT_S: Final = 30.0
 """How long a PUT waits for the KV; the prefill goes on after that."""
-_USER_HEADER: Final = "x-cache-user"
-
-
-@dataclass(frozen=True, slots=True)
-class _Asking:
-    """Who asks, in whose name, about which tenant."""
-
-    principal: Principal
-    user: str | None
-    tenant: str
-
-    def manages(self, terms: Terms | None) -> bool:
-        return may_manage(terms, self.principal, self.user)
 
 
 class ContextRoutes:
@@ -76,80 +62,72 @@ class ContextRoutes:
 
     async def list(self, request: web.Request) -> web.Response:
         """The contexts that the asking user may use or manage."""
-        asking = self._asking(request)
+        view, tenant = self._asked(request)
         data = [
-            await self._shown(terms, asking)
-            async for terms in self._contexts.held.listed(asking.tenant)
-            if asking.manages(terms) or may_use(terms, asking.user)
+            await self._shown(terms, view)
+            async for terms in self._contexts.held.listed(tenant)
+            if may_manage(terms, view) or may_use(terms, view.user)
         ]
         return json_response({"object": "list", "data": data})
 
     async def get(self, request: web.Request) -> web.Response:
         """One context with its text. Raises: RequestError 403, 404."""
-        asking = self._asking(request)
-        terms = await self._found(request, asking)
-        if not asking.manages(terms) and not may_use(terms, asking.user):
+        view, tenant = self._asked(request)
+        terms = await self._found(request, tenant)
+        if not may_manage(terms, view) and not may_use(terms, view.user):
             raise forbidden()
         base = await self._contexts.held.base(terms)
         if base is None:
             raise not_found(terms.id)
-        return json_response({**await self._shown(terms, asking), "base_messages": base})
+        return json_response({**await self._shown(terms, view), "base_messages": base})
 
     async def put(self, request: web.Request) -> web.Response:
         """Make or replace it, and have its KV computed: 201 when it is new, else 200.
 
         Raises: RequestError 400, 403; ClientFault 404 for an unknown model, 409 for too many.
         """
-        asking = self._asking(request)
+        view, tenant = self._asked(request)
         wish = parse_context(object_of(await body_of(request)), limits=self._rules.limits)
         if wish.model is not None:
             self._router.target(wish.model)
         id_ = self._id(request)
-        old = await self._contexts.held.find(asking.tenant, id_)
-        if not asking.manages(old):
+        old = await self._contexts.held.find(tenant, id_)
+        if not may_manage(old, view):
             raise forbidden()
-        terms = await self._contexts.put(asking.tenant, id_, wish, asking.user, old)
+        terms = await self._contexts.put(tenant, id_, wish, view.user, old)
         if old is not None and old.edition != terms.edition:
             await self._clear(old)
-        shown = await self._shown(terms, asking)
+        shown = await self._shown(terms, view)
         tokens = await self._prefilled(terms)
         return json_response({**shown, "kv_tokens": tokens}, status=200 if old else 201)
 
     async def delete(self, request: web.Request) -> web.Response:
         """Revoke it, and drop its answers and its KV. Raises: RequestError 403, 404."""
-        asking = self._asking(request)
-        terms = await self._found(request, asking)
-        if not asking.manages(terms):
+        view, tenant = self._asked(request)
+        terms = await self._found(request, tenant)
+        if not may_manage(terms, view):
             raise forbidden()
         if not await self._contexts.delete(terms):
             raise not_found(terms.id)
         return json_response({"id": terms.id, "deleted": True, **await self._clear(terms)})
 
-    def _asking(self, request: web.Request) -> _Asking:
-        principal = self._authenticator.principal(request.headers.get("Authorization"))
-        spoken = [pair for pair in request.headers.items() if pair[0].lower() == _USER_HEADER]
-        directive = parse_directive(None, spoken, limits=self._rules.limits)
-        tenant = request.query.get("tenant", principal.tenant)
-        if tenant != principal.tenant and not principal.admin:
-            raise ClientFault(
-                "This key may only see its own tenant.",
-                code="forbidden",
-                status=403,
-                param="tenant",
-            )
-        return _Asking(principal, believed_user(directive, principal), tenant)
+    def _asked(self, request: web.Request) -> tuple[Principal, str]:
+        """In whose view, and about which tenant: an admin may name another."""
+        view = self._authenticator.view(request.headers)
+        named = tenant_asked_for(request, view) if "tenant" in request.query else None
+        return view, named or view.tenant
 
     def _id(self, request: web.Request) -> str:
         return str(read_name(request.match_info["id"], "id", self._rules.limits))
 
-    async def _found(self, request: web.Request, asking: _Asking) -> Terms:
+    async def _found(self, request: web.Request, tenant: str) -> Terms:
         id_ = self._id(request)
-        terms = await self._contexts.held.find(asking.tenant, id_)
+        terms = await self._contexts.held.find(tenant, id_)
         if terms is None:
             raise not_found(id_)
         return terms
 
-    async def _shown(self, terms: Terms, asking: _Asking) -> dict[str, Any]:
+    async def _shown(self, terms: Terms, view: Principal) -> dict[str, Any]:
         held = self._contexts.held
         shown: dict[str, Any] = {
             "id": terms.id,
@@ -160,7 +138,7 @@ class ContextRoutes:
             "created": int(terms.created_at),
             "ttl_left_s": round(max(0.0, await held.expires_at(terms) - self._now()), 3),
         }
-        if asking.manages(terms):
+        if may_manage(terms, view):
             usage = await held.usage(terms)
             shown["allowed_users"] = terms.allowed_users
             shown["made_by"] = terms.made_by

@@ -91,7 +91,7 @@ class DashboardRoutes:
         return response
 
     def _admin(self, request: web.Request) -> Principal:
-        principal = self._authenticator.principal(request.headers.get("Authorization"))
+        principal = self._authenticator.view(request.headers)
         if not principal.admin:
             raise ClientFault(
                 "The dashboard shows all tenants: it needs a key of a tenant with `admin: true`.",

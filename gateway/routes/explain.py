@@ -34,7 +34,7 @@ class Explain:
 
     async def explain(self, request: web.Request) -> web.Response:
         """The explanation, or the error that the call itself would be answered with."""
-        principal = self._authenticator.principal(request.headers.get("Authorization"))
+        principal = self._authenticator.principal(request.headers)
         raw = await body_of(request)
         endpoint = endpoint_asked(request.query.get("endpoint"), raw)
         call, directive = call_in(endpoint, raw, spoken_in(request), self._limits)

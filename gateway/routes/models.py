@@ -14,6 +14,19 @@ from gateway.router import Router
 from gateway.routes.shape import body_of, json_response, object_of
 
 OWNER: Final = "kvgate"
+FORWARDED: Final = (
+    ("GET", "chat/completions/{id}"),
+    ("POST", "chat/completions/{id}"),
+    ("DELETE", "chat/completions/{id}"),
+    ("GET", "chat/completions/{id}/messages"),
+    ("POST", "responses/input_tokens"),
+    ("POST", "responses/compact"),
+    ("GET", "responses/{id}"),
+    ("DELETE", "responses/{id}"),
+    ("POST", "responses/{id}/cancel"),
+    ("GET", "responses/{id}/input_items"),
+)
+"""OpenAI's routes about one thing whose id the client knows, or about no stored thing."""
 
 
 class Models:
@@ -26,7 +39,7 @@ class Models:
 
     async def list(self, request: web.Request) -> web.Response:
         """Every model by name and alias; a backend for any name is asked for its own list."""
-        self._authenticator.principal(request.headers.get("Authorization"))
+        self._authenticator.principal(request.headers)
         listed = {name: self._card(name, name) for name in self._router.models()}
         if (backend := self._router.catch_all) is not None:
             for model in await _models_of(backend):
@@ -38,7 +51,7 @@ class Models:
 
     async def one(self, request: web.Request) -> web.StreamResponse:
         """One model. Raises: ClientFault 404."""
-        self._authenticator.principal(request.headers.get("Authorization"))
+        self._authenticator.principal(request.headers)
         model = request.match_info["model"]
         target = self._router.target(model)
         if target.model in self._router.models():
@@ -46,13 +59,26 @@ class Models:
         # The name alone goes on, never the client's path or query: any key may ask this.
         return await self._pass_on(request, target.backend, f"/models/{quote(target.model)}")
 
+    async def manage(self, request: web.Request) -> web.StreamResponse:
+        """What is about all that lies at the backend: list stored completions, delete a model.
+
+        No local process and no web page may do that without a key. Raises: as :meth:`forward`.
+        """
+        if self._authenticator.is_open:
+            raise ClientFault(
+                "This route needs the key of a tenant with `admin: true`, and no tenants are configured.",
+                code="admin_only",
+                status=403,
+            )
+        return await self.forward(request)
+
     async def forward(self, request: web.Request) -> web.StreamResponse:
         """What only a foreign backend can answer: stored completions, deleting a model.
 
         They live at the backend under the operator's one key, not under a tenant: only the open
         tenant and an admin may reach them. Raises: ClientFault 403, 404; BackendFault.
         """
-        principal = self._authenticator.principal(request.headers.get("Authorization"))
+        principal = self._authenticator.principal(request.headers)
         if not principal.admin:
             raise ClientFault("This route is for admin keys only.", code="admin_only", status=403)
         backend = self._router.catch_all

@@ -55,7 +55,7 @@ class Ops:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """The exposition text; with tenants configured, for admin keys only."""
-        principal = self._authenticator.principal(request.headers.get("Authorization"))
+        principal = self._authenticator.view(request.headers)
         if not principal.admin:
             raise ClientFault("This route is for admin keys only.", code="admin_only", status=403)
         numbers, said = await asyncio.gather(self._numbers(), self._figures())

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from email.utils import formatdate
 from typing import Final
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import SERVER_SOFTWARE
 
@@ -34,7 +34,11 @@ class Rendered(web.StreamResponse):
 
 def takes_rendered(request: web.BaseRequest) -> bool:
     """Whether :class:`Rendered` may answer this request."""
-    return request.keep_alive and request.version == HttpVersion11
+    return (
+        request.keep_alive
+        and request.version == HttpVersion11
+        and hdrs.ORIGIN not in request.headers  # a browser may be owed more headers
+    )
 
 
 def head_lines(headers: Mapping[str, str], *, length: int, now: float) -> bytes:

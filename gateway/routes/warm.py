@@ -41,7 +41,7 @@ class Warm:
 
     async def submit(self, request: web.Request) -> web.Response:
         """Take a job: 202. Raises: RequestError or ClientFault 400 naming the field."""
-        principal = self._who(request)
+        principal = self._view(request)
         wish = object_of(await body_of(request))
         items = parse_wish(wish, self._patterns, limits=self._limits)
         job = await self._jobs.submit(principal, items)
@@ -96,12 +96,12 @@ class Warm:
 
     def _asking(self, request: web.Request) -> tuple[Principal, str]:
         """Who asks, and whose jobs are meant: an admin may name another tenant."""
-        principal = self._who(request)
+        principal = self._view(request)
         tenant = tenant_asked_for(request, principal) if "tenant" in request.query else None
         return principal, tenant or principal.tenant
 
-    def _who(self, request: web.Request) -> Principal:
-        return self._authenticator.principal(request.headers.get("Authorization"))
+    def _view(self, request: web.Request) -> Principal:
+        return self._authenticator.view(request.headers)
 
 
 def _event(job: Job) -> dict[str, Any]:
@@ -110,4 +110,4 @@ def _event(job: Job) -> dict[str, Any]:
 
 
 def _sees(principal: Principal, job: Job) -> bool:
-    return principal.user is None or principal.user == job.principal.user
+    return principal.viewer in {None, job.principal.user}

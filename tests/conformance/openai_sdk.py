@@ -212,6 +212,7 @@ def main() -> int:
                 config = Path(scratch) / f"{name}.yaml"
                 config.write_text(
                     f'backends: [{{name: steady, base_url: "{mock}", models: ["*"]}}]\n'
+                    'tenants: [{name: sdk, api_keys: ["My API Key"], admin: true}]\n'
                     f"engine: {{enabled: false}}\ndefaults: {{enabled: {stored}}}\n"
                 )
                 with serving("--config", str(config)) as kvgate:

@@ -221,7 +221,8 @@ async def test_a_second_signal_ends_at_once_and_still_cleans_up() -> None:
 
 async def test_a_request_that_is_no_http_leaves_none_of_its_bytes_in_the_log() -> None:
     async with ScriptedUpstream() as upstream, served(upstream) as running:
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        head += b"Content-Type: application/json\r\n"
         for request in (
             b"canary canary canary\r\n\r\n",
             head + b"Authorization: canary\x00\r\n\r\n",
@@ -254,7 +255,9 @@ def test_it_can_be_run_from_the_main_thread_of_any_program(monkeypatch: pytest.M
         with urlopen(f"http://127.0.0.1:{port}/healthz") as response:
             assert response.status == 200
         waiting = socket.create_connection(("127.0.0.1", port))
-        waiting.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        waiting.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+        )
         os.kill(os.getpid(), signal.SIGTERM)
         waiting.close()
 

@@ -25,7 +25,7 @@ from policies.contexts import (
     terms_record,
     wanted,
 )
-from policies.keys import Principal, Scope
+from policies.keys import Principal, Scope, as_user
 from policies.numbers import ExactNumber
 from policies.rules import Limits
 from tests.policies.making import call_of, directive_of, few, json_values, terms_of
@@ -202,10 +202,10 @@ class TestRights:
     def test_a_context_is_managed_by_its_maker_the_tenant_and_admins(
         self, principal: Principal, user: str | None, made_by: str | None, may: bool
     ) -> None:
-        assert may_manage(terms_of(made_by=made_by), principal, user) is may
+        assert may_manage(terms_of(made_by=made_by), as_user(principal, user)) is may
 
     def test_everybody_may_make_one(self) -> None:
-        assert may_manage(None, Principal("acme", user="bob"), "bob")
+        assert may_manage(None, Principal("acme", user="bob"))
 
     def test_refusals_say_nothing_of_the_context(self) -> None:
         assert (not_found("x").status, not_found("x").code) == (404, "context_not_found")

@@ -258,9 +258,9 @@ async def head_of(service: Service, header: bytes) -> list[bytes]:
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     body = b'{"model":"m","messages":[{"role":"user","content":"?"}],"kv_cache":{"debug":true}}'
     writer.write(
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         + header
-        + b"\r\nContent-Length: %d\r\n\r\n" % len(body)
+        + b"\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
         + body
     )
     raw = await reader.read()

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from gateway.app import build
 from gateway.config import Config
+from gateway.routes.models import FORWARDED
 from tests.kit.scripted_upstream import (
     Reply,
     ScriptedUpstream,
@@ -102,9 +103,7 @@ def no_admin(answer: Answer) -> bool:
 
 
 def model_routes(prefix: str) -> list[Row]:
-    chat, rest = f"{prefix}/chat/completions", f"{prefix}/chat/completions/{{rest}}"
-    below, model = f"{chat}/chatcmpl-1", f"{prefix}/models/{{model}}"
-    kept, response = f"{prefix}/responses/{{rest}}", f"{prefix}/responses/resp_1"
+    chat, model = f"{prefix}/chat/completions", f"{prefix}/models/{{model}}"
     return [
         Row("POST", chat, stored, body=asked(QUESTION)),
         Row("POST", chat, stored, body=asked(QUESTION, scope="user")),
@@ -120,9 +119,11 @@ def model_routes(prefix: str) -> list[Row]:
         Row("GET", model, shows('"m"'), f"{prefix}/models/m"),
         Row("DELETE", model, well, f"{prefix}/models/other", twin=ROOT),
         Row("GET", chat, well, twin=ROOT),
-        *(Row(verb, rest, well, below, twin=ROOT) for verb in ("GET", "POST", "DELETE")),
         Row("POST", f"{prefix}/responses", stored, body=asked({"model": "m", "input": "Once"})),
-        *(Row(verb, kept, well, response, twin=ROOT) for verb in ("GET", "POST", "DELETE")),
+        *(
+            Row(verb, f"{prefix}/{path}", well, f"{prefix}/{path}".format(id="resp_1"), twin=ROOT)
+            for verb, path in FORWARDED
+        ),
     ]  # fmt: skip
 
 
@@ -197,7 +198,7 @@ GETS = [*model_routes("/v1"), *model_routes(""), *READS]
 HEADS = [
     replace(row, method="HEAD", alive=_alive_without_body(row))
     for row in GETS
-    if row.method == "GET" and not row.route.endswith("{rest}")
+    if row.method == "GET" and ("GET", row.route.removeprefix("/v1").lstrip("/")) not in FORWARDED
 ]
 ROWS = [*GETS, *HEADS, *EXPLAINED, *WRITES]
 

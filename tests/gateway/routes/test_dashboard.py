@@ -128,5 +128,5 @@ async def test_who_takes_nothing_is_let_go(
     monkeypatch.setattr(module, "WRITE_S", 0.05)
     async with serving() as service, asyncio.timeout(30):
         with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as asleep:
-            asleep.sendall(b"GET /dashboard/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            asleep.sendall(b"GET /dashboard/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await left.wait()

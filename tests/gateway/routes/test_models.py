@@ -79,20 +79,56 @@ async def test_a_list_that_the_backend_does_not_give_is_left_out(reply: Reply) -
         assert "m" in {card["id"] for card in answer.body["data"]}
 
 
-async def test_stored_completions_are_passed_on() -> None:
+ROOT = "kv-root-3f1c7a90b2d84e65"
+OPS = [{"name": "ops", "api_keys": [ROOT], "admin": True}]
+
+
+async def test_what_is_stored_under_an_id_is_passed_on() -> None:
     async with serving(models=("*",)) as service:
         for method, path, body in (
-            ("GET", "/v1/chat/completions?limit=2", None),
-            ("GET", "/v1/chat/completions/c-1/messages", None),
+            ("GET", "/v1/chat/completions/c-1/messages?limit=2", None),
             ("POST", "/v1/chat/completions/c-1", {"metadata": {"a": "b"}}),
             ("DELETE", "/v1/chat/completions/c-1", None),
-            ("DELETE", "/v1/models/ft:x", None),
+            ("GET", "/v1/responses/r-1", None),
+            ("POST", "/v1/responses/r-1/cancel", {"model": "m"}),
+            ("GET", "/v1/responses/r-1/input_items", None),
         ):
             answer = await service.send(method, path, body)
             assert answer.status == 200
             seen = service.upstream.seen[-1]
             assert (seen.method, seen.path) == (method, path)
-        assert service.upstream.seen[2].body == {"metadata": {"a": "b"}}
+        assert service.upstream.seen[1].body == {"metadata": {"a": "b"}}
+
+
+async def test_what_is_about_all_that_lies_at_the_backend_needs_an_admins_key() -> None:
+    managing = (("GET", "/v1/chat/completions?limit=2"), ("DELETE", "/v1/models/ft:x"))
+    async with serving(models=("*",)) as service:
+        for method, path in managing:
+            answer = await service.send(method, path)
+            assert (answer.status, answer.error["code"]) == (403, "admin_only")
+        assert service.upstream.calls == 0
+    async with serving(models=("*",), tenants=OPS) as service:
+        for method, path in managing:
+            assert (await service.send(method, path)).status == 401
+            assert (await service.send(method, path, key=ROOT)).status == 200
+            seen = service.upstream.seen[-1]
+            assert (seen.method, seen.path) == (method, path)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/files"), ("POST", "/v1/fine_tuning/jobs"), ("GET", "/v1/responses"),
+        ("POST", "/v1/responses/r-1"), ("DELETE", "/v1/responses/r-1/input_items"),
+        ("GET", "/v1/chat/completions/c-1/other"), ("DELETE", "/v1/chat/completions"),
+        ("PATCH", "/v1/models/m"), ("PUT", "/v1/chat/completions/c-1"),
+    ],
+)  # fmt: skip
+async def test_no_other_route_reaches_the_backend(method: str, path: str) -> None:
+    async with serving(models=("*",), tenants=OPS) as service:
+        answer = await service.send(method, path, {"model": "m"}, key=ROOT)
+        assert answer.error["code"] in {"unknown_url", "method_not_allowed"}
+        assert service.upstream.calls == 0
 
 
 @pytest.mark.parametrize("path", ["/responses/input_tokens", "/responses/compact"])

@@ -47,7 +47,7 @@ async def test_the_bytes_are_those_of_aiohttps_own_response() -> None:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = runner.addresses[0][1]
-    ask = "POST /{} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"
+    ask = "POST /{} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
     one = await wire(ask.format("rendered").encode(), port=port)
     other = await wire(ask.format("twin").encode(), port=port)
     await runner.cleanup()
@@ -69,7 +69,8 @@ async def test_a_hit_is_the_same_on_every_kind_of_connection(version: str, extra
         body = b'{"model":"m","messages":[{"role":"user","content":"?"}],"kv_cache":true}'
         body = body.replace(b"true", b'{"enabled":true}')
         ask = (
-            f"POST /v1/chat/completions HTTP/{version}\r\nHost: h\r\n{extra}"
+            f"POST /v1/chat/completions HTTP/{version}\r\nHost: localhost\r\n{extra}"
+            "Content-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         ).encode() + body
         port = int(service.url.rpartition(":")[2])
