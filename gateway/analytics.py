@@ -76,6 +76,7 @@ def shown(one: Recommendation) -> dict[str, Any]:
         "value": one.value,
         "because": one.because,
         "measured": dict(one.measured),
+        "span_s": one.span_s,
     }
 
 

@@ -15,6 +15,7 @@ from gateway.trace import JournalTrace
 from gateway.whatif_advice import Advice
 from gateway.whatif_run import TIERS, Run, Runner
 from gateway.whatif_sweep import OF_KV, Point, Sweep
+from policies.analytics import spoken
 
 WIDTH: Final = 110
 COUNTED: Final = ("requests", "hits", "hit_rate", "tokens_saved", "seconds_saved", "money_saved")
@@ -146,6 +147,8 @@ def recommendations(advice: Sequence[Advice]) -> Table:
     """What is proposed, and the gain."""
     shown = _table("recommended", "now", "then", "hits", "hit rate", "tokens", "money", "because")
     shown.columns[-1].justify = "left"
+    if advice:
+        shown.caption = f"tried on {spoken(advice[0].span_s)} of traffic"
     for one in advice:
         is_size = not one.option.endswith(".ttl")
         shown.add_row(

@@ -147,12 +147,27 @@ class JournalTrace:
     events: Sequence[Event]
     several_configs: bool
 
+    @property
+    def span_s(self) -> float:
+        """From the first event to the last."""
+        return _span_s(self.events)
+
 
 @dataclass(frozen=True, slots=True)
 class PromptTrace:
     """Prompts in their order."""
 
     prompts: Sequence[Prompt]
+
+    @property
+    def span_s(self) -> float:
+        """From the first prompt to the last."""
+        return _span_s(self.prompts)
+
+
+def _span_s(events: Sequence["Event | Prompt"]) -> float:
+    times = [event.at for event in events]
+    return max(times) - min(times) if times else 0.0
 
 
 Trace = JournalTrace | PromptTrace

@@ -1,9 +1,11 @@
 """What sizes and ttls a journal speaks for: each proposal is a replay, and its gain that replay's.
 
-Sizes: the smallest power of two that finds all but :data:`NEAR` of what a tier without bound would find,
-larger or smaller than now. Ttls: for tiers whose answers expired and were asked for again, the least
-multiple that has nine tenths of what the largest one would bring. A longer ttl serves older answers: the
-journal knows what it saves, not whether the answers are still true.
+Larger sizes: the smallest power of two that finds all but :data:`NEAR` of what a tier without bound
+would find, where that finds more than now. Smaller sizes: twice the bytes that were ever held, and only
+from a journal of :data:`SHRINKS_AFTER_S` or longer: a shorter one has not seen the busy hours. Ttls: for
+tiers whose answers expired and were asked for again, the least multiple that has nine tenths of what the
+largest one would bring. A longer ttl serves older answers: the journal knows what it saves, not whether
+the answers are still true.
 """
 
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ NEAR: Final = 0.005
 """Share of look-ups that is not worth a larger size."""
 WORTH: Final = 0.01
 """Share of look-ups from which on a longer ttl is proposed."""
+SHRINKS_AFTER_S: Final = 86_400.0
+"""Traffic has a daily course: what a shorter journal never needed, the next hour may."""
 TIMES: Final = (2, 4, 8)
 SMALLEST_BYTES: Final = 2**20
 LARGEST_BYTES: Final = 2**44
@@ -26,7 +30,10 @@ MOST_KV_SIZES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """One proposal. Gains are against the run as it is; less is negative. Hits of KV are blocks."""
+    """One proposal. Gains are against the run as it is; less is negative. Hits of KV are blocks.
+
+    ``span_s`` is how long the traffic was that it was tried on.
+    """
 
     option: str
     now: float
@@ -36,6 +43,7 @@ class Advice:
     tokens: int
     money: float
     because: str
+    span_s: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -50,6 +58,7 @@ class Advice:
                 "money_saved": round(self.money, 9),
             },
             "because": self.because,
+            "span_s": round(self.span_s, 3),
         }
 
 
@@ -63,7 +72,8 @@ def advised(runner: Runner, base: Setting) -> list[Advice]:
             found += _ttl(runner, base, run, tier)
     if run.blocks is not None:
         found += _kv_size(runner, base, run)
-    return found
+    span_s = runner.trace.span_s
+    return [replace(one, span_s=span_s) for one in found]
 
 
 def _tier_size(runner: Runner, base: Setting, run: Run, tier: TierName) -> Iterator[Advice]:
@@ -84,17 +94,20 @@ def _tier_size(runner: Runner, base: Setting, run: Run, tier: TierName) -> Itera
         if tried.answers.found.hits < enough:
             break
         best, best_run = size, tried
-    if best > now or 2 * best < now:
-        grows = best > now
+    option = f"tiers.{tier}.max_bytes"
+    if best > now:
+        if best_run.totals["hits"] > run.totals["hits"]:
+            evictions = run.answers.replayed.fills[TIERS.index(tier)].evictions
+            because = f"full: {evictions:,} went for want of room"
+            yield _advice(option, now=now, proposed=best, run=run, better=best_run, because=because)
+        return
+    roomy = max(SMALLEST_BYTES, 2 << (peak - 1).bit_length())
+    seen_s = max(SHRINKS_AFTER_S, base.rules.tiers[tier].ttl_s)  # until then a tier only fills
+    if roomy < now / 2 and runner.trace.span_s >= seen_s:
         because = (
-            f"full: {run.answers.replayed.fills[TIERS.index(tier)].evictions:,} went for want of room"
-            if grows
-            else f"in this journal it never held more than {peak:,} bytes"
+            f"in this journal it never held more than {peak:,} bytes; the rest is free for others"
         )
-        if grows and best_run.totals["hits"] <= run.totals["hits"]:
-            return
-        option = f"tiers.{tier}.max_bytes"
-        yield _advice(option, now=now, proposed=best, run=run, better=best_run, because=because)
+        yield _advice(option, now=now, proposed=roomy, run=run, better=run, because=because)
 
 
 def _ttl(runner: Runner, base: Setting, run: Run, tier: TierName) -> Iterator[Advice]:
@@ -140,9 +153,9 @@ def _kv_size(runner: Runner, base: Setting, run: Run) -> Iterator[Advice]:
             size,
             runner.run(varied(runner, base, "memory", size, str(size)), bounds=False),
         )
-    if best_run.blocks is not None and best > now:
+    more = 0 if best_run.blocks is None else best_run.blocks.ours.hits - run.blocks.ours.hits
+    if best_run.blocks is not None and more > 0:
         found, bound = best_run.blocks.ours, run.blocks.unbounded.hit_rate
-        more = found.hits - run.blocks.ours.hits
         tokens = int(more * base.room.block_tokens)
         price = base.prices.get("default")
         a_token = 0.0 if price is None else (price.miss_per_mtok - price.hit_per_mtok) / 1e6

@@ -2,6 +2,10 @@
 
 A :class:`Tally` holds sums, a few recent gaps and hashes of recent questions: never text. Each
 recommendation follows from numbers of this conversation on this gateway, and carries them.
+
+A recommendation names the span that it was observed in, and never goes beyond it: no lifetime longer
+than the span, no verdict before an answer could grow old in it. A shorter lifetime saves no call, so none
+is recommended.
 """
 
 from collections import deque
@@ -32,12 +36,13 @@ _STORED_LEVELS: Final = frozenset({"response", "semantic", "negative"})
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """What to change, to which value, and the measured numbers that this rests on."""
+    """What to change, to which value, and the numbers measured in ``span_s`` that this rests on."""
 
     action: Action
     value: str | float | bool
     because: str
     measured: Mapping[str, float]
+    span_s: float
 
 
 @dataclass(slots=True)
@@ -128,6 +133,16 @@ class Tally:
         return self.stored_hits + self.levels.get("prefix", 0)
 
     @property
+    def span_s(self) -> float:
+        """From the first call to the last."""
+        return max(0.0, self.last_s - self.first_s)
+
+    @property
+    def mean_compute_s(self) -> float:
+        """What computing an answer takes."""
+        return self.seconds_computing / self.answers if self.answers else 0.0
+
+    @property
     def gap_p90_s(self) -> float | None:
         """Nine of ten recent gaps between calls were no longer; None before there are enough."""
         gaps = sorted(self.gaps_s)
@@ -140,24 +155,45 @@ def recommend(tally: Tally, rules: Rules) -> tuple[Recommendation, ...]:
     return tuple(one for one in found if one is not None)
 
 
+def _recommendation(
+    tally: Tally,
+    action: Action,
+    value: str | float | bool,
+    because: str,
+    measured: Mapping[str, float],
+) -> Recommendation:
+    span_s = tally.span_s
+    because = f"{because} (observed for {spoken(span_s)})"
+    return Recommendation(action, value, because, measured, round(span_s, 3))
+
+
+def spoken(seconds: float) -> str:
+    """A length of time as 45 s, 8 min, 26 h or 3 d."""
+    for unit, size, most in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
+        if seconds < most * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 86_400:.3g} d"
+
+
 def _storing(tally: Tally) -> Recommendation | None:
-    """Use the response store, or stop using it."""
+    """Use the response store, or stop using it once an answer could have grown old unread."""
     if tally.uncached_repeats >= MIN_REPEATS:
-        mean_s = tally.seconds_computing / tally.answers if tally.answers else 0.0
-        return Recommendation(
+        return _recommendation(
+            tally,
             "enable",
             True,
             f"{tally.uncached_repeats} of {tally.uncached} calls that did not use the response "
-            f"store repeated an earlier question; computing one takes {mean_s:.3g} s",
+            f"store repeated an earlier question; computing one takes {tally.mean_compute_s:.3g} s",
             {
                 "uncached_calls": tally.uncached,
                 "repeats": tally.uncached_repeats,
-                "mean_compute_s": round(mean_s, 6),
+                "mean_compute_s": round(tally.mean_compute_s, 6),
             },
         )
     stored = tally.calls - tally.uncached
-    if stored >= MIN_CALLS and not tally.repeats:
-        return Recommendation(
+    if stored >= MIN_CALLS and not tally.repeats and tally.span_s >= tally.ttl_s:
+        return _recommendation(
+            tally,
             "disable",
             False,
             f"none of {stored} calls that used the response store repeated an earlier question; "
@@ -168,35 +204,30 @@ def _storing(tally: Tally) -> Recommendation | None:
 
 
 def _lifetime(tally: Tally, rules: Rules) -> list[Recommendation]:
-    """A ttl that covers the observed gaps twice over, and the tier that has such a ttl.
-
-    Longer only when answers did expire, shorter only when four times less would do.
-    """
+    """A longer ttl that covers the observed gaps twice over, where answers did expire, and its tier."""
     gap_s = tally.gap_p90_s
-    if gap_s is None or tally.tier is None or not tally.repeats:
+    if gap_s is None or tally.tier is None or not tally.repeats or not tally.expired:
         return []
     wanted_s = _lifetime_for(2 * gap_s, rules.limits.max_ttl_s)
+    if not tally.ttl_s < wanted_s <= tally.span_s:
+        return []
     measured = {"gaps": len(tally.gaps_s), "gap_p90_s": round(gap_s, 3), "expired": tally.expired}
-    found: list[Recommendation] = []
-    if (tally.expired and wanted_s > tally.ttl_s) or (
-        not tally.expired and 4 * wanted_s < tally.ttl_s
-    ):
-        because = (
-            f"nine of ten of the last {len(tally.gaps_s)} gaps between calls were at most "
-            f"{gap_s:.3g} s, and {tally.expired} answers expired before they were asked for again, "
-            f"under a ttl of {tally.ttl_s:.15g} s"
-        )
-        numbers = {**measured, "ttl_s": tally.ttl_s}
-        found.append(Recommendation("ttl", wanted_s, because, numbers))
+    because = (
+        f"nine of ten of the last {len(tally.gaps_s)} gaps between calls were at most "
+        f"{gap_s:.3g} s, and {tally.expired} answers expired before they were asked for again, "
+        f"under a ttl of {tally.ttl_s:.15g} s; computing one takes {tally.mean_compute_s:.3g} s"
+    )
+    numbers = {**measured, "ttl_s": tally.ttl_s}
+    found = [_recommendation(tally, "ttl", wanted_s, because, numbers)]
     tier = _tier_for(wanted_s, rules)
-    if tier != tally.tier:
-        tier_ttl_s = rules.tiers[tier].ttl_s
+    tier_ttl_s = rules.tiers[tier].ttl_s
+    if tier != tally.tier and tier_ttl_s > tally.ttl_s:
         because = (
             f"gaps of {gap_s:.3g} s want a ttl of {wanted_s:.15g} s, and tier {tier} "
             f"({tier_ttl_s:.15g} s) is the first that {_fits(tier_ttl_s, wanted_s)}"
         )
         numbers = {**measured, "tier_ttl_s": tier_ttl_s}
-        found.append(Recommendation("tier", tier, because, numbers))
+        found.append(_recommendation(tally, "tier", tier, because, numbers))
     return found
 
 
@@ -218,10 +249,11 @@ def _tier_for(wanted_s: float, rules: Rules) -> TierName:
 
 def _chunking(tally: Tally) -> Recommendation | None:
     messages = tally.shape.messages
-    if messages <= MAX_MESSAGES:
-        return None
     mean_tokens = tally.miss_tokens / tally.answers if tally.answers else 0.0
-    return Recommendation(
+    if messages <= MAX_MESSAGES or not mean_tokens:
+        return None
+    return _recommendation(
+        tally,
         "chunking",
         MAX_MESSAGES,
         f"it has {messages} messages; {mean_tokens:.0f} prompt tokens are computed per answer",

@@ -81,10 +81,7 @@ def test_a_conversation_says_what_was_measured_of_it() -> None:
         "last_seen": 1040.0,
         "gap_p90_s": 10.0,
     }
-    assert [(one["action"], one["value"]) for one in advice] == [("ttl", 60.0), ("tier", "hot")]
-    assert advice[0]["measured"] == {
-        "gaps": 4, "gap_p90_s": 10.0, "expired": 0, "ttl_s": 1800.0,
-    }  # fmt: skip
+    assert advice == []
 
 
 def test_what_names_no_conversation_or_has_no_user_is_left_out() -> None:

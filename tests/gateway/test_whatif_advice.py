@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from gateway.trace import Event, Prompt, PromptTrace
 from gateway.whatif_advice import Advice, advised
 from gateway.whatif_run import Runner, Setting
@@ -46,13 +48,25 @@ def test_a_full_tier_should_grow_as_far_as_it_helps() -> None:
     assert "want of room" in one.because
 
 
-def test_a_tier_that_is_never_filled_may_shrink() -> None:
-    runner, base = runner_of(rounds(300.0), warm={"max_bytes": 2**30})
+def test_a_tier_that_is_never_filled_may_shrink_once_a_day_was_seen() -> None:
+    runner, base = runner_of(rounds(30_000.0), warm={"max_bytes": 2**30})
     one = by_option(advised(runner, base))["tiers.warm.max_bytes"]
     assert one.now == 2**30
-    assert one.proposed <= 2**22
+    assert one.proposed == 2**23, "twice what it held, in whole powers of two"
     assert one.hits == 0
     assert "never held more" in one.because
+    assert one.as_dict()["span_s"] == one.span_s > 86_400
+
+
+@pytest.mark.parametrize("gap_s", [120.0, 3000.0, 28_000.0])
+def test_no_size_shrinks_on_less_than_a_day(gap_s: float) -> None:
+    runner, base = runner_of(rounds(gap_s), warm={"max_bytes": 2**28})
+    assert not [one for one in advised(runner, base) if one.proposed < one.now]
+
+
+def test_a_size_that_is_near_what_was_held_does_not_shrink() -> None:
+    runner, base = runner_of(rounds(30_000.0), warm={"max_bytes": 2**24})
+    assert "tiers.warm.max_bytes" not in by_option(advised(runner, base))
 
 
 def test_answers_that_expire_too_soon_should_live_longer() -> None:

@@ -11,6 +11,7 @@ from policies.analytics import (
     Recommendation,
     Tally,
     recommend,
+    spoken,
 )
 from policies.conversation import Shape
 from policies.outcome import Outcome
@@ -113,47 +114,78 @@ def test_repeats_that_others_computed_are_named_without_a_time() -> None:
     assert told.advice["enable"].measured["mean_compute_s"] == 0
 
 
-def test_what_never_repeats_need_not_be_stored() -> None:
+def test_what_never_repeats_need_not_be_stored_once_an_answer_could_have_grown_old() -> None:
     told = Told()
     for number in range(5):
-        told.call(question=b"%d" % number)
-    advice = told.advice["disable"]
-    assert (advice.value, advice.measured) == (False, {"cached_calls": 5, "repeats": 0})
+        told.call(question=b"%d" % number, after_s=350)
+    assert told.advice == {}, "an answer lives for 1800 s, and 1750 s were seen"
+    advice = told.call(question=b"5", after_s=50).advice["disable"]
+    assert (advice.value, advice.measured) == (False, {"cached_calls": 6, "repeats": 0})
+    assert advice.span_s == 1800
     assert "disable" not in told.call(question=b"0").advice
-    assert "disable" not in Told().call(plan=PASSED_BY, times=9).advice
+    assert "disable" not in Told().call(plan=PASSED_BY, times=9, after_s=3600).advice
+
+
+EXPIRED = replace(MISS, miss_reason="expired")
 
 
 @pytest.mark.parametrize(
-    ("gap_s", "expired", "ttl_s", "tier"),
+    ("gap_s", "ttl_s", "tier"),
     [
-        (10.0, False, 60, "hot"),  # 60 covers it twice, and 1800 is more than four times that
-        (400.0, False, None, None),  # 900 is near enough to 1800, and warm is its tier
-        (1000.0, True, 3600, "cold"),
-        (1000.0, False, None, "cold"),
-        (10.0, True, None, "hot"),  # expired, though not for want of ttl
-        (500_000.0, True, 604_800, "cold"),
+        (10.0, None, None),  # they expired, though not for want of ttl
+        (1000.0, 3600, "cold"),
+        (500_000.0, 604_800, "cold"),
     ],
 )
-def test_lifetime_and_tier_follow_the_gaps(
-    gap_s: float, *, expired: bool, ttl_s: float | None, tier: str | None
+def test_lifetime_and_tier_follow_the_gaps_where_answers_expired(
+    gap_s: float, ttl_s: float | None, tier: str | None
 ) -> None:
-    last = replace(MISS, miss_reason="expired") if expired else HIT
-    told = Told().call(HIT, times=4, after_s=gap_s).call(last, after_s=gap_s)
-    advice = told.advice
-    assert (advice["ttl"].value if ttl_s else None) == ttl_s
-    assert ("ttl" in advice) == (ttl_s is not None)
-    assert (advice["tier"].value if tier else None) == tier
-    assert ("tier" in advice) == (tier is not None)
+    told = Told().call(HIT, times=4, after_s=gap_s)
+    assert told.advice == {}, "nothing expired, so nothing is to be gained"
+    advice = told.call(EXPIRED, after_s=gap_s).advice
+    found = {action: one.value for action, one in advice.items()}
+    assert found == ({} if ttl_s is None else {"ttl": ttl_s, "tier": tier})
     for one in advice.values():
-        assert one.measured["gaps"] == 4
-        assert one.measured["gap_p90_s"] == gap_s
-        assert one.measured["expired"] == expired
+        assert (one.measured["gaps"], one.measured["gap_p90_s"]) == (4, gap_s)
+        assert one.measured["expired"] == 1
+        assert one.span_s == 5 * gap_s
+
+
+@pytest.mark.parametrize("last", [HIT, EXPIRED, replace(HIT, stale=True)])
+def test_a_ttl_is_never_lowered(last: Outcome) -> None:
+    long = plan_of({"enabled": True, "ttl": 86_400})
+    told = Told().call(HIT, plan=long, times=100).call(last, plan=long)
+    assert told.advice == {}
+
+
+def test_no_tier_with_a_shorter_life_is_recommended() -> None:
+    long = plan_of({"enabled": True, "ttl": 86_400, "tier": "hot"})
+    told = Told().call(HIT, plan=long, times=14, after_s=50_000).call(EXPIRED, plan=long)
+    assert {action: one.value for action, one in told.advice.items()} == {"ttl": 604_800}
+
+
+def test_a_ttl_is_not_recommended_beyond_what_was_observed() -> None:
+    told = Told().call(after_s=1).call(HIT, after_s=950)
+    told.call(HIT, times=2, after_s=600).call(EXPIRED, after_s=600)
+    assert told.tally.gap_p90_s == 950
+    assert told.advice == {}, "3600 s were wanted, and 2751 s were seen"
+    assert told.call(EXPIRED, times=2, after_s=600).advice["ttl"].value == 3600
 
 
 def test_one_long_gap_in_ten_does_not_decide() -> None:
-    told = Told().call(HIT, times=10, after_s=10).call(HIT, after_s=50_000)
-    assert told.tally.gap_p90_s == 10
-    assert told.advice["ttl"].value == 60
+    told = Told().call(HIT, times=10, after_s=2000).call(EXPIRED, after_s=50_000)
+    assert told.tally.gap_p90_s == 2000
+    assert told.advice["ttl"].value == 7200
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(45, "45 s"), (480, "8 min"), (7200, "2 h"), (93_600, "26 h"), (259_200, "3 d")],
+)
+def test_a_span_is_said_in_a_fitting_unit(seconds: float, words: str) -> None:
+    assert spoken(seconds) == words
+    told = Told().call(question=b"a", plan=PASSED_BY, times=3, after_s=seconds)
+    assert f"observed for {spoken(3 * seconds)}" in told.advice["enable"].because
 
 
 def test_without_the_store_there_is_no_lifetime_to_mend() -> None:
@@ -168,7 +200,7 @@ def test_a_very_long_conversation_is_better_cut(messages: int, *, advised: bool)
 
 
 def test_why_to_cut_says_what_is_computed() -> None:
-    told = Told(replace(SHAPE, messages=30))
-    assert told.advice["chunking"].measured["mean_prompt_tokens_computed"] == 0
+    told = Told(replace(SHAPE, messages=30)).call(HIT)
+    assert told.advice == {}, "nothing is computed that shorter ones would save"
     measured = told.call(times=2).advice["chunking"].measured
     assert measured == {"messages": 30, "mean_prompt_tokens_computed": 5}

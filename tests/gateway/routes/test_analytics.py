@@ -55,20 +55,38 @@ async def test_a_conversation_is_told_in_numbers() -> None:
         assert told["reuse_potential"] == 0.06
         assert (told["tokens_saved"], told["repeats"], told["gap_p90_s"]) == (4 * 13, 4, 10.0)
         assert told["last_seen"] - told["first_seen"] == 40
-        assert [one["action"] for one in told["recommendations"]] == ["ttl", "tier"]
+        assert told["recommendations"] == []
 
 
 async def test_the_store_off_and_on_is_recommended_from_what_came_again() -> None:
     async with serving() as service:
         await talked(service, "past", times=3, wish={"enabled": False})
         for number in range(5):
-            await talked(service, "never", text=f"question {number}")
+            await talked(service, "never", text=f"question {number}", wish={"ttl": 40})
         found = (await shown(service, LISTS[1]))["data"]
         by_name = {one["conversation"]: one for one in found}
         assert (by_name["past"]["action"], by_name["past"]["value"]) == ("enable", True)
         assert by_name["past"]["measured"].items() >= {"uncached_calls": 3, "repeats": 2}.items()
         assert (by_name["never"]["action"], by_name["never"]["value"]) == ("disable", False)
         assert by_name["never"]["measured"] == {"cached_calls": 5, "repeats": 0}
+        assert by_name["never"]["span_s"] == 40
+        assert "observed for 40 s" in by_name["never"]["because"]
+
+
+async def test_a_key_that_is_always_found_is_told_to_change_nothing() -> None:
+    async with serving() as service:
+        await talked(service, "faq:python", times=50, wish={"ttl": 86_400})
+        assert (await shown(service, LISTS[1]))["data"] == []
+
+
+async def test_a_longer_ttl_is_recommended_once_answers_have_expired() -> None:
+    async with serving() as service:
+        await talked(service, times=4, gap_s=50.0, wish={"ttl": 60})
+        await talked(service, times=4, gap_s=110.0, wish={"ttl": 60})
+        (ttl, tier) = (await shown(service, LISTS[1]))["data"]
+        assert (ttl["action"], ttl["value"], ttl["measured"]["expired"]) == ("ttl", 300, 5)
+        assert (tier["action"], tier["value"]) == ("tier", "hot")
+        assert ttl["span_s"] == 590
 
 
 async def test_streams_and_completions_and_prompt_cache_keys_name_conversations_too() -> None:
@@ -140,7 +158,8 @@ async def test_answers_go_though_their_conversation_is_not_remembered() -> None:
 
 async def test_another_tenants_conversation_is_not_there() -> None:
     async with serving(tenants=TENANTS) as service:
-        await talked(service, times=5, key=ALICE)
+        await talked(service, key=ALICE)
+        await talked(service, times=3, key=ALICE, wish={"enabled": False})
         for verb in ("GET", "DELETE"):
             refused = await service.send(verb, f"{NAME}talk", key=BOB)
             unknown = await service.send(verb, f"{NAME}nope", key=BOB)
