@@ -9,17 +9,15 @@ unknown fields included.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from gateway import responses
+from gateway.folding import BESIDE_TEXT, HEAD, NOT_REPLAYED, Folding, index_of
+from policies.admission import Finish, finish
 from policies.call import Endpoint
 from policies.outcome import Ending
 
 Json = dict[str, Any]
-
-_SET_ONCE: Final = frozenset({"role", "id", "type", "name", "object"})
-_NOT_REPLAYED: Final = frozenset({"obfuscation"})
-"""Padding against packet-size analysis: repeating an old value would undo its purpose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,44 +64,40 @@ def well_formed(data: Json) -> bool:
 
 
 def fold(parts: Iterable[Chunk | Whole]) -> Json:
-    """The plain answer that these well-formed parts make; the parts are not touched.
-
-    A ``Whole`` is the answer. Of chunks, text is joined, lists are extended, objects are
-    merged and of other values the last one that is not ``None`` stands.
-    """
-    body: Json = {}
-    choices: dict[int, _Choice] = {}
+    """The plain answer that these well-formed parts make; the parts are not touched."""
+    folding = Folding()
     for part in parts:
-        match part:
-            case Whole(whole):
-                return whole
-            case Chunk(data):
-                if (told := responses.whole_in(data)) is not None:
-                    return told
-                _fold_top(body, data)
-                for piece in data.get("choices") or ():
-                    index = piece.get("index", 0)
-                    choice = choices.get(index)
-                    if choice is None:
-                        choice = choices[index] = _Choice(index)
-                    choice.add(piece)
-    body["choices"] = [choices[index].folded() for index in sorted(choices)]
-    if body.get("object") == "chat.completion.chunk":
-        body["object"] = "chat.completion"
-    return body
+        add_to(folding, part)
+    return folding.answer()
 
 
-def finished(body: Json) -> bool:
-    """Whether every choice says how it ended: ``[DONE]`` alone is no proof of that.
+def add_to(folding: Folding, part: Chunk | Whole) -> None:
+    """Let ``folding`` take the next part of an answer."""
+    match part:
+        case Whole(whole):
+            folding.take(whole)
+        case Chunk(data):
+            folding.add(data)
+
+
+def finish_of(body: Json, endpoint: Endpoint) -> Finish:
+    """How the answer ended; ``[DONE]`` alone is no proof that it is whole.
 
     Embeddings have no choices; there the vectors must be there.
     """
     if responses.is_response(body):
-        return responses.is_finished(body)
+        return "whole" if responses.is_finished(body) else "unfinished"
     choices = body.get("choices")
     if choices is None:
-        return _has_vectors(body.get("data"))
-    return bool(choices) and all(choice.get("finish_reason") for choice in choices)
+        return "whole" if _has_vectors(body.get("data")) else "unfinished"
+    if any(_has_failed(choice) for choice in choices):
+        return "unfinished"
+    return finish(endpoint, [choice.get("finish_reason") for choice in choices])
+
+
+def _has_failed(choice: Json) -> bool:
+    message = choice.get("message")
+    return bool(choice.get("error") or (isinstance(message, dict) and message.get("error")))
 
 
 def _has_vectors(data: Any) -> bool:
@@ -119,10 +113,11 @@ def unfold(body: Json, endpoint: Endpoint) -> Iterator[Chunk]:
     if endpoint == "responses":
         yield from map(Chunk, responses.unfold(body))
         return
-    base = {
-        key: value
-        for key, value in body.items()
-        if key not in {"choices", "usage"} and key not in _NOT_REPLAYED
+    base = {name: value for name, value in body.items() if name in HEAD}
+    beside = {
+        name: value
+        for name, value in body.items()
+        if name not in HEAD and name not in {"choices", "usage"} and name not in NOT_REPLAYED
     }
     if base.get("object") == "chat.completion":
         base["object"] = "chat.completion.chunk"
@@ -130,100 +125,19 @@ def unfold(body: Json, endpoint: Endpoint) -> Iterator[Chunk]:
     choices, usage = body.get("choices") or (), body.get("usage")
     for choice in choices:
         for piece in split(choice):
-            yield Chunk({**base, "choices": [piece]})
+            yield Chunk({**base, **beside, "choices": [piece]})
+            beside = {}
     if usage is not None:
-        yield Chunk({**base, "choices": [], "usage": usage})
+        yield Chunk({**base, **beside, "choices": [], "usage": usage})
     elif not choices:
-        yield Chunk({**base, "choices": []})
-
-
-def _fold_top(body: Json, data: Json) -> None:
-    for key, value in data.items():
-        if key == "choices" or key in _NOT_REPLAYED:
-            continue
-        if value is not None or (key not in body and key != "usage"):
-            body[key] = value
-
-
-class _Choice:
-    """One choice being folded. Its tool calls are kept by the number that the stream gives them."""
-
-    __slots__ = ("_body", "_calls")
-
-    def __init__(self, index: int) -> None:
-        self._body: Json = {"index": index}
-        self._calls: dict[int, Json] = {}
-
-    def add(self, piece: Json) -> None:
-        for key, value in piece.items():
-            if key == "delta":
-                self._add_delta(value or {})
-            elif key == "finish_reason":
-                self._body[key] = value if value is not None else self._body.get(key)
-            elif key != "index":
-                _merge_value(self._body, key, value)
-
-    def folded(self) -> Json:
-        if self._calls:
-            self._body["message"]["tool_calls"] = [
-                self._calls[number] for number in sorted(self._calls)
-            ]
-        return self._body
-
-    def _add_delta(self, delta: Json) -> None:
-        message = self._body.setdefault("message", {})
-        for key, value in delta.items():
-            if key == "tool_calls" and value:
-                message.setdefault(key, None)
-                for call in value:
-                    self._add_call(call)
-            else:
-                _merge_value(message, key, value)
-
-    def _add_call(self, delta: Json) -> None:
-        number = delta.get("index")
-        if not isinstance(number, int) or number < 0:
-            number = max(self._calls, default=-1) + 1
-        call = self._calls.setdefault(number, {})
-        for key, value in delta.items():
-            if key != "index":
-                _merge_value(call, key, value)
-
-
-def _merge_value(into: Json, key: str, value: Any) -> None:
-    have = into.get(key)
-    if have is None or (key in _SET_ONCE and not have):
-        if value is not None or key not in into:
-            into[key] = _copied(value)
-    elif key in _SET_ONCE:
-        return  # some servers repeat it, or send it again emptied
-    elif isinstance(have, str) and isinstance(value, str):
-        into[key] = have + value
-    elif isinstance(have, list) and isinstance(value, list):
-        have.extend(value)
-    elif isinstance(have, dict) and isinstance(value, dict):
-        for inner_key, inner in value.items():
-            _merge_value(have, inner_key, inner)
-    elif value is not None:
-        into[key] = value
-
-
-def _copied(value: Any) -> Any:
-    """A container of our own: chunks are shared by all readers and must stay as they are."""
-    if isinstance(value, list):
-        return list(value)
-    if isinstance(value, dict):
-        return {key: _copied(inner) for key, inner in value.items()}
-    return value
+        yield Chunk({**base, **beside, "choices": []})
 
 
 def _is_choice(choice: Any) -> bool:
     if not isinstance(choice, dict):
         return False
-    index = choice.get("index", 0)
     return (
-        isinstance(index, int)
-        and index >= 0
+        (choice.get("index") is None or index_of(choice) is not None)
         and _is_message(choice.get("delta"))
         and _is_message(choice.get("message"))
     )
@@ -243,11 +157,8 @@ def _is_message(message: Any) -> bool:
 def _unfold_chat_choice(choice: Json) -> Iterator[Json]:
     index = choice.get("index", 0)
     message = choice.get("message")
-    extras = {
-        key: value
-        for key, value in choice.items()
-        if key not in {"index", "message", "finish_reason"}
-    }
+    own = {"index", "message", "finish_reason"} | BESIDE_TEXT
+    beside = {name: choice[name] for name in BESIDE_TEXT & choice.keys()}
     if message is not None:
         opening = {key: value for key, value in message.items() if key == "role" or value is None}
         if isinstance(message.get("content"), str):
@@ -263,20 +174,23 @@ def _unfold_chat_choice(choice: Json) -> Iterator[Json]:
                 {**call, "index": number} for number, call in enumerate(delta["tool_calls"])
             ]
         if delta:
-            yield {"index": index, "delta": delta, "finish_reason": None, **extras}
-            extras = {}
-    finish: Json = {"index": index, **extras}
+            yield {"index": index, "delta": delta, "finish_reason": None, **beside}
+            beside = {}
+    last = {name: value for name, value in choice.items() if name not in own}
+    last |= {"index": index, **beside}
     if message is not None:
-        finish["delta"] = {}
+        last["delta"] = {}
     if "finish_reason" in choice or message is not None:
-        finish["finish_reason"] = choice.get("finish_reason")
-    yield finish
+        last["finish_reason"] = choice.get("finish_reason")
+    yield last
 
 
 def _unfold_text_choice(choice: Json) -> Iterator[Json]:
-    text = {**choice, "finish_reason": None}
+    own = {"index", "text"} | BESIDE_TEXT
     if choice.get("text"):
-        yield text
-        choice = {"index": choice.get("index", 0), "finish_reason": choice.get("finish_reason")}
-        choice["text"] = ""
+        yield {name: value for name, value in choice.items() if name in own} | {
+            "finish_reason": None
+        }
+        own -= {"index"}
+        choice = {name: value for name, value in choice.items() if name not in own} | {"text": ""}
     yield choice

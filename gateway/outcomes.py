@@ -10,7 +10,7 @@ from dataclasses import replace
 from gateway.backends.base import Computes
 from gateway.chunks import Opening
 from gateway.store.base import Entry
-from policies.admission import Store
+from policies.admission import Finish, Store
 from policies.call import Call
 from policies.explain import debug_line
 from policies.freshness import EntryMeta, Fresh, Stale
@@ -55,6 +55,17 @@ def with_usage(outcome: Outcome, usage: Usage) -> Outcome:
         hit_tokens=usage.hit_tokens,
         miss_tokens=usage.miss_tokens,
     )
+
+
+def as_kept(outcome: Outcome, finish: Finish, size_bytes: int, rules: Rules) -> Outcome:
+    """The outcome with what is known of the answer's place in the store once it is whole."""
+    ttl_s = outcome.ttl_left_s
+    if finish == "filtered" and ttl_s is not None:
+        ttl_s = min(ttl_s, rules.negative_ttl_s)
+    lasts = ttl_s is None or ttl_s > 0
+    if finish != "unfinished" and size_bytes <= rules.limits.max_entry_bytes and lasts:
+        return replace(outcome, ttl_left_s=ttl_s)
+    return replace(outcome, stored=False, ttl_left_s=None)
 
 
 def of_several(plan: Plan, outcomes: Sequence[tuple[Outcome, int]]) -> Outcome:
@@ -145,8 +156,8 @@ def meta_of(
         priority=plan.priority,
         stored_at=now,
         ttl_s=kept.ttl_s,
-        stale_while_revalidate_s=tier.stale_while_revalidate_s,
-        stale_if_error_s=tier.stale_if_error_s,
+        stale_while_revalidate_s=0.0 if kept.negative else tier.stale_while_revalidate_s,
+        stale_if_error_s=0.0 if kept.negative else tier.stale_if_error_s,
         cost_s=completed.duration_s,
         size_bytes=size_bytes,
         prompt_tokens=completed.usage.prompt_tokens,

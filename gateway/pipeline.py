@@ -21,10 +21,11 @@ from typing import NamedTuple, assert_never
 
 from gateway import exact_json
 from gateway.backends.base import Computes
-from gateway.chunks import Chunk, Opening, Piece, Whole, finished, fold
+from gateway.chunks import Chunk, Opening, Piece, Whole, add_to, finish_of
 from gateway.clearings import Clearings
 from gateway.errors import ClientFault, from_failed
 from gateway.flights import Flight, Flights, Reader
+from gateway.folding import Folding
 from gateway.headers import replayable
 from gateway.leading import Leading
 from gateway.misses import Misses
@@ -33,7 +34,7 @@ from gateway.recall import Recall
 from gateway.store.base import Entry, Selector, Stored, StoreError
 from gateway.store.sharing import News
 from gateway.store.tiers import Tiers
-from policies.admission import Refuse, Store, admit
+from policies.admission import Finish, Refuse, Store, admit
 from policies.call import Call
 from policies.freshness import EntryMeta, Expired, Fresh, Stale, judge
 from policies.outcome import Completed, Elsewhere, Ending, Errand, Failed, Outcome
@@ -298,7 +299,7 @@ class Pipeline:
         self, call: Call, plan: Plan, backend: Computes, *, renews: bool
     ) -> AsyncGenerator[Piece, None]:
         """Pass the backend's pieces on, then store the answer."""
-        parts: list[Chunk | Whole] = []
+        folding = Folding(self._rules.limits.max_entry_bytes)
         ending: Ending | None = None
         may_store = plan.may_store
         clearings = self._clearings.count
@@ -306,7 +307,8 @@ class Pipeline:
             async with aclosing(backend.run(call, plan)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Chunk | Whole):
-                        parts.append(piece)
+                        if may_store:
+                            add_to(folding, piece)
                     elif isinstance(piece, Opening):  # another model's answer is not this one's
                         may_store = may_store and piece.fallback is None
                     else:
@@ -315,7 +317,7 @@ class Pipeline:
                     if ending is not None and may_store:
                         await asyncio.sleep(0)  # the readers first: they have waited long enough
                         # and now, while the backend tidies up: the next may be asking already
-                        await self._keep(call, plan, parts, ending, clearings)
+                        await self._keep(call, plan, folding, ending, clearings)
         if isinstance(ending, Completed) and (renews or plan.lane == "warm"):
             self._spent("warming" if plan.lane == "warm" else "revalidation", plan, ending)
 
@@ -327,28 +329,37 @@ class Pipeline:
     async def remember(self, call: Call, plan: Plan, refusal: Failed, clearings: int) -> None:
         """Keep a refusal that the same request will meet again."""
         if plan.may_store:
-            await self._keep(call, plan, [], refusal, clearings)
+            await self._keep(call, plan, Folding(), refusal, clearings)
 
     async def _keep(
         self,
         call: Call,
         plan: Plan,
-        parts: list[Chunk | Whole],
+        folding: Folding,
         ending: Ending,
         clearings: int,
     ) -> None:
         """Store what ended well, unless it was cleared away after ``clearings`` of them."""
+        finish: Finish = "whole"
         if isinstance(ending, Failed):
             body = exact_json.dumps(from_failed(ending).body())
+        elif folding.too_large:
+            return
         else:
-            answer = fold(parts)
-            if not finished(answer):
-                return
+            answer = folding.answer()
+            finish = finish_of(answer, call.endpoint)
             try:
-                body = replayable(answer)
+                body = b"" if finish == "unfinished" else replayable(answer)
             except exact_json.NotStrict:  # a store holds JSON, and this is none
                 return
-        verdict = admit(plan, ending, size_bytes=len(body), rules=self._rules, draw=self._draw())
+        verdict = admit(
+            plan,
+            ending,
+            finish=finish,
+            size_bytes=len(body),
+            rules=self._rules,
+            draw=self._draw(),
+        )
         match verdict:
             case Refuse():
                 return

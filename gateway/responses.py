@@ -21,6 +21,11 @@ def is_response(body: Json) -> bool:
     return body.get("object") == OBJECT
 
 
+def is_event(data: Json) -> bool:
+    """Whether this is a typed event, and no chunk of another API."""
+    return "choices" not in data and isinstance(data.get("type"), str)
+
+
 def whole_in(event: Json) -> Json | None:
     """The whole answer, if this event brings it."""
     found = event.get("response") if event.get("type") in ENDS else None

@@ -29,6 +29,7 @@ from gateway.errors import (
     key_refused,
     to_failed,
 )
+from gateway.folding import index_of
 from gateway.responses import ENDS, is_response, whole_in
 from gateway.sse import EventTooLarge, Parser
 from gateway.trace_context import CURRENT
@@ -261,7 +262,7 @@ class _Progress:
             self.ended_choices.add(0)
             data = whole
         for choice in data.get("choices") or ():
-            index = choice.get("index", 0)
+            index = index_of(choice) or 0
             if choice.get("finish_reason"):
                 self.open_choices.discard(index)
                 self.ended_choices.add(index)

@@ -7,7 +7,7 @@ an answer, an error object, or an error event without ``[DONE]``.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, NamedTuple, assert_never
 
 import cachetools
@@ -16,12 +16,13 @@ from aiohttp import web
 from gateway import exact_json, headers, sse
 from gateway.auth import Authenticator
 from gateway.backends.base import Backend
-from gateway.chunks import Chunk, Opening, Whole, fold
+from gateway.chunks import Chunk, Opening, Whole, add_to, finish_of
 from gateway.contexts import Contexts
 from gateway.errors import BackendFault, GatewayError, from_failed
 from gateway.flights import FlightCancelled
+from gateway.folding import Folding
 from gateway.journal import Journal
-from gateway.outcomes import with_usage
+from gateway.outcomes import as_kept, with_usage
 from gateway.pipeline import Answer, Flown, Kept, Pipeline
 from gateway.request_log import Visit
 from gateway.router import Router
@@ -249,12 +250,12 @@ class Completions:
 
     async def _plain(self, asked: Asked, flown: Flown, visit: Visit) -> web.Response:
         """The fold over the pieces. Raises: GatewayError when the work failed."""
-        parts: list[Chunk | Whole] = []
+        folding = Folding()
         outcome = flown.outcome
         async for piece in flown.reader:
             match piece:
                 case Chunk() | Whole():
-                    parts.append(piece)
+                    add_to(folding, piece)
                 case Completed():
                     outcome = with_usage(outcome, piece.usage)
                     break
@@ -264,9 +265,10 @@ class Completions:
                     raise AssertionError(f"a reader met {piece}")
                 case _:
                     assert_never(piece)
-        body = exact_json.dumps(headers.annotated(fold(parts), outcome))
-        if len(body) > self._rules.limits.max_entry_bytes:
-            outcome = replace(outcome, stored=False, ttl_left_s=None)
+        answer = folding.answer()
+        body = exact_json.dumps(headers.annotated(answer, outcome))
+        finish = finish_of(answer, asked.call.endpoint)
+        outcome = as_kept(outcome, finish, len(body), self._rules)
         visit.outcome = outcome
         return web.Response(
             body=body,

@@ -14,7 +14,7 @@ from typing import Final, assert_never
 import orjson
 
 from gateway import exact_json
-from gateway.chunks import Chunk, Json, Opening, Whole, finished, fold
+from gateway.chunks import Chunk, Json, Opening, Whole, finish_of, fold
 from gateway.errors import BackendFault, from_failed
 from gateway.headers import annotated_usage
 from gateway.outcomes import of_several, with_usage
@@ -44,7 +44,9 @@ async def put_together(gathered: Gathered) -> Listed:
     outcomes: list[tuple[Outcome, int]] = []
     for number, (part, answer) in enumerate(zip(gathered.parts, gathered.answers, strict=True)):
         single, outcome = await _single(answer)
-        if not finished(single):  # of a call for this input alone, which nobody took apart
+        if (
+            finish_of(single, "embeddings") == "unfinished"
+        ):  # of a call for this input alone, which nobody took apart
             raise BackendFault("the backend sent no vector", code="backend_bad_answer")
         datum = single["data"][0]
         for place in part.places:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.chunks import Chunk, Json, Whole, finished, fold, unfold, well_formed
+from gateway.chunks import Chunk, Json, Whole, finish_of, fold, unfold, well_formed
 from policies.call import Endpoint
 from tests.kit.scripted_backend import body_of, delta
 
@@ -303,7 +303,7 @@ def test_padding_against_packet_analysis_is_never_repeated() -> None:
 def test_an_answer_is_finished_when_every_choice_says_how_it_ended(
     body: Json, is_finished: bool
 ) -> None:
-    assert finished(body) is is_finished
+    assert (finish_of(body, "chat") == "whole") is is_finished
 
 
 @given(CHAT | COMPLETION)
@@ -318,7 +318,7 @@ def test_answers_and_their_streams_are_well_formed(body: Json) -> None:
         {"choices": "x"},
         {"choices": {"index": 0}},
         {"choices": [None]},
-        {"choices": [{"index": "0"}]},
+        {"choices": [{"index": "one"}]},
         {"choices": [{"index": -1}]},
         {"choices": [{"index": [0]}]},
         {"choices": [{"delta": "text"}]},

@@ -9,7 +9,7 @@ from openai import AsyncOpenAI
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from gateway.chunks import Chunk, finished, fold, unfold
+from gateway.chunks import Chunk, finish_of, fold, unfold
 from gateway.responses import is_finished
 from gateway.responses import unfold as told
 from gateway.sse import Parser
@@ -94,7 +94,7 @@ def test_every_event_is_one_that_the_sdk_knows() -> None:
     ],
 )
 def test_only_a_complete_answer_is_finished(body: dict[str, Any], whole: bool) -> None:  # a table
-    assert finished(body) == is_finished(body) == whole
+    assert (finish_of(body, "responses") == "whole") == is_finished(body) == whole
     assert fold([Chunk(event) for event in told(body)]) == body
 
 

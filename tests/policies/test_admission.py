@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import pytest
 
-from policies.admission import Refuse, Store, admit
+from policies.admission import Finish, Refuse, Store, admit, finish, is_end
+from policies.call import Endpoint
 from policies.outcome import Abandoned, Completed, Ending, Failed, Usage
 from policies.plan import Plan
 from tests.policies.making import RULES, call_of, plan_of
@@ -39,6 +40,55 @@ def test_an_answer_is_kept_up_to_the_limit_and_no_further() -> None:
     limit = RULES.limits.max_entry_bytes
     assert isinstance(admitted(plan_of(), DONE, size_bytes=limit), Store)
     assert admitted(plan_of(), DONE, size_bytes=limit + 1) == Refuse("too_large")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "reasons", "how"),
+    [
+        ("chat", ["stop"], "whole"),
+        ("chat", ["length", "tool_calls", "function_call"], "whole"),
+        ("chat", ["STOP"], "whole"),
+        ("chat", ["stop", "content_filter"], "filtered"),
+        ("chat", ["stop", "error"], "unfinished"),
+        ("chat", ["content_filter", "abort"], "unfinished"),
+        ("chat", ["insufficient_system_resource"], "unfinished"),
+        ("chat", ["network_error"], "unfinished"),
+        ("chat", ["timeout"], "unfinished"),
+        ("chat", [None], "unfinished"),
+        ("chat", [""], "unfinished"),
+        ("chat", [1], "unfinished"),
+        ("chat", [["stop"]], "unfinished"),
+        ("chat", [], "unfinished"),
+        ("completions", ["stop", "length"], "whole"),
+        ("completions", ["content_filter"], "filtered"),
+        ("completions", ["tool_calls"], "unfinished"),
+        ("embeddings", ["stop"], "unfinished"),
+    ],
+)
+def test_only_a_closed_set_of_words_is_an_end(
+    endpoint: Endpoint, reasons: list[object], how: Finish
+) -> None:
+    assert finish(endpoint, reasons) == how
+
+
+@pytest.mark.parametrize("reason", ["stop", "tool_calls", "content_filter"])
+def test_a_good_end_and_a_filtered_one_are_ends(reason: str) -> None:
+    assert is_end(reason)
+    assert not is_end(f"{reason}_not")
+    assert not is_end([reason])
+
+
+def test_what_is_unfinished_is_not_kept() -> None:
+    assert admitted(plan_of({"enabled": True}), DONE, finish="unfinished") == Refuse("unfinished")
+
+
+def test_a_filtered_answer_is_kept_as_long_as_a_refusal_at_most() -> None:
+    for wish, ttl_s in (({"ttl": 600}, RULES.negative_ttl_s), ({"ttl": 5}, 5)):
+        plan = plan_of({"enabled": True, **wish})
+        assert admitted(plan, DONE, finish="filtered") == Store(ttl_s, True)
+    forgetful = replace(RULES, negative_ttl_s=0.0)
+    plan = plan_of({"enabled": True})
+    assert admitted(plan, DONE, finish="filtered", rules=forgetful) == Refuse("filtered")
 
 
 @pytest.mark.parametrize(
