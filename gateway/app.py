@@ -126,7 +126,7 @@ async def build(
     tasks = Tasks()
     engines = _engines(config, tasks, team)
     manner = _manner(config, clock, draw)
-    backends = served(config, session, engines, clock)
+    backends = served(config, session, engines, clock, now)
     router = _router(config, backends, manner, engines=engines, tasks=tasks, team=team)
     several, news = team is not None, team.news if team else None
     places = await open_places(

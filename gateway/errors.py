@@ -81,12 +81,15 @@ KEY_REFUSED: Final = frozenset({401, 402, 403})
 """What a backend answers when it refuses the gateway's own key or account."""
 
 
-def key_refused(name: str, status: int, raw: bytes) -> BackendFault:
-    """The backend ``name`` refused the operator's key. ``raw`` is its answer, which may quote it."""
+def key_refused(name: str, status: int, raw: bytes, said: str = "") -> BackendFault:
+    """The backend ``name`` refused the operator's key. ``raw`` is its answer, which may quote it.
+
+    ``said`` are its words without any part of the key.
+    """
     return BackendFault(
         f"The backend {name} refused the gateway's own key or account (HTTP {status}). "
         f"The operator must correct the api_key of {name} in backends, or the account behind it. "
-        "The gateway's log has the backend's words.",
+        + (f"The backend says: {said}" if said else "The gateway's log has the backend's words."),
         code="backend_auth",
         headers={"X-Should-Retry": "false"},
         cause="refused_key",

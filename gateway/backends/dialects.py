@@ -41,14 +41,20 @@ _VERSION: Final = re.compile(r"gpt-(\d)(?!\d)(?:\.(\d+))?")
 _ISOLATES: Final[Mapping[Dialect, tuple[str, ...]]] = {
     "kvgate": ("kv",), "deepseek": ("user_id",), "vllm": ("cache_salt",), "sglang": ("cache_salt",),
 }  # fmt: skip
+ASKS_USAGE: Final = {"include_usage": True}
 _EXPLICIT_FROM: Final = (5, 6)
 _LONGEST_TTL: Final = "30m"  # the only one there is
 _INSTRUCTIONS: Final = ("system", "developer")
 _BREAKPOINT: Final = {"mode": "explicit"}
 
 
-def spoken(dialect: Dialect, call: Call, plan: Plan, *, alone: bool) -> Json:
-    """The request's body for a server of this make; ``alone``: no other tenant asks it."""
+def spoken(
+    dialect: Dialect, call: Call, plan: Plan, *, alone: bool, takes_usage: bool = True
+) -> Json:
+    """The request's body for a server of this make; ``alone``: no other tenant asks it.
+
+    ``takes_usage``: a stream may be asked for its usage, as far as the gateway knows.
+    """
     body = dict(call.body)
     if call.names_model or plan.model != DEFAULT_MODEL:
         body["model"] = plan.model
@@ -58,13 +64,16 @@ def spoken(dialect: Dialect, call: Call, plan: Plan, *, alone: bool) -> Json:
             body.pop(name, None)
         return body
     in_chunks = call.stream and call.endpoint != "responses"
-    if dialect != "kvgate" and in_chunks and plan.may_store:
+    if not takes_usage:
+        if body.get("stream_options") == ASKS_USAGE:
+            del body["stream_options"]
+    elif dialect != "kvgate" and in_chunks and plan.may_store:
         # A stored answer must serve plain readers too, and they are owed the usage.
-        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        body["stream_options"] = {**(body.get("stream_options") or {}), **ASKS_USAGE}
     match dialect:
         case "kvgate":
             body["stream"] = True
-            body["stream_options"] = {"include_usage": True}
+            body["stream_options"] = dict(ASKS_USAGE)
             body["kv"] = kv_member(plan)
         case "openai":
             _speak_openai(body, call, plan)

@@ -6,21 +6,22 @@ asked for, so that a plain answer comes back byte for byte as the server made it
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
 import aiohttp
 
 from gateway import exact_json
+from gateway.backends.answers import Progress, json_object, read
 from gateway.backends.base import Forwarded, KnownPrefix
 from gateway.backends.connections import Requests
-from gateway.backends.dialects import Dialect, spoken, usage_of, with_reuse
+from gateway.backends.dialects import ASKS_USAGE, Dialect, spoken, usage_of
 from gateway.backends.kv_words import known_prefix, lookup_wish
 from gateway.backends.lanes import Lanes
-from gateway.backends.retry_after import retry_after_s
+from gateway.backends.refusals import passed_back, refused
 from gateway.backends.waits import Timeouts, Waits
-from gateway.chunks import Chunk, Json, Opening, Piece, Whole, well_formed
+from gateway.chunks import Json, Opening, Piece
 from gateway.errors import (
     KEY_REFUSED,
     BackendFault,
@@ -29,13 +30,11 @@ from gateway.errors import (
     key_refused,
     to_failed,
 )
-from gateway.folding import index_of
-from gateway.responses import ENDS, is_response, whole_in
-from gateway.sse import EventTooLarge, Parser
+from gateway.sse import EventTooLarge
 from gateway.trace_context import CURRENT
 from policies.call import Call
 from policies.eviction import Priority
-from policies.outcome import Cause, Completed, Ending, Failed, Usage
+from policies.outcome import Cause, Completed, Ending, Failed
 from policies.plan import Plan
 
 PATHS: Final[Mapping[str, str]] = {
@@ -44,7 +43,6 @@ PATHS: Final[Mapping[str, str]] = {
     "embeddings": "/embeddings",
     "responses": "/responses",
 }
-_PASSED_BACK: Final = ("x-ratelimit-", "openai-")
 _NETWORK_ERRORS: Final = (aiohttp.ClientError, OSError, EventTooLarge)
 
 
@@ -52,7 +50,7 @@ class OpenAIBackend:
     """One server, addressed through ``locate``, which raises ``BackendFault`` while it is down.
 
     ``alone``: one tenant asks it, and nobody else. ``passes_trace``: the trace that a call belongs to
-    is told to it.
+    is told to it. ``clock`` is monotonic, ``now`` unix time: a wait told as a date is measured by it.
     """
 
     def __init__(
@@ -62,6 +60,7 @@ class OpenAIBackend:
         session: aiohttp.ClientSession,
         locate: Callable[[], str],
         clock: Callable[[], float],
+        now: Callable[[], float] | None = None,
         api_key: str | None = None,
         dialect: Dialect = "generic",
         alone: bool = True,
@@ -74,6 +73,9 @@ class OpenAIBackend:
         self._requests = Requests(session, clock)
         self._locate = locate
         self._clock = clock
+        self._now = now
+        self._takes_usage: bool | None = None  # not known before a stream was asked for its usage
+        self._api_key = api_key
         self._dialect = dialect
         self._alone = alone
         self._lanes = lanes
@@ -109,31 +111,18 @@ class OpenAIBackend:
 
     async def _run(self, call: Call, plan: Plan) -> AsyncGenerator[Piece, None]:
         began_s = self._clock()
-        progress = _Progress()
+        progress = Progress(call)
         try:
-            url = self._locate() + PATHS[call.endpoint]
-            data = _encoded(spoken(self._dialect, call, plan, alone=self._alone))
             waits = Waits(
                 self.name, self._limits, streamed=call.stream or self._dialect == "kvgate"
             )
-            async with await waits.head(
-                self._requests.send(
-                    "POST", url, data=data, headers=self._said(), timeout=self._timeout
-                )
-            ) as response:
-                if response.status != 200:
-                    raise _refusal(self.name, response, await waits.whole(response.content))
+            async with await self._asked(call, plan, waits) as response:
                 yield _opening(response.headers)
-                if response.content_type == "text/event-stream":
-                    async for event in _events(self.name, waits.received(response.content)):
-                        waits.began()
-                        progress.see(event)
-                        yield Chunk(event)
-                    progress.check(self.name)
-                else:
-                    whole = _answer_of(self.name, await waits.whole(response.content))
-                    progress.see(whole)
-                    yield Whole(whole)
+                declared = response.content_type == "text/event-stream"
+                received = waits.received(response.content)
+                async for piece in read(self.name, received, progress, declared=declared):
+                    waits.began()
+                    yield piece
                 yield Completed(usage=progress.usage, duration_s=self._clock() - began_s)
                 if not response.content.at_eof():
                     await _drain(response.content)
@@ -152,6 +141,45 @@ class OpenAIBackend:
             message = f"{self.name} {_network_message(error)}"
             yield _failed(502, code, message, _cause(error))
 
+    async def _asked(self, call: Call, plan: Plan, waits: Waits) -> aiohttp.ClientResponse:
+        """The head of an answer under a status of success. Raises: GatewayError, network errors."""
+        takes_usage = self._takes_usage is not False
+        body = spoken(self._dialect, call, plan, alone=self._alone, takes_usage=takes_usage)
+        asks_usage = self._dialect != "kvgate" and body.get("stream_options") == ASKS_USAGE
+        response, refusal = await self._answered(call, body, waits)
+        if refusal is None:
+            self._takes_usage = self._takes_usage or asks_usage or None
+            return response
+        added = "stream_options" not in call.body
+        if self._takes_usage is None and asks_usage and _may_mean_usage(refusal, added=added):
+            del body["stream_options"]
+            response, refusal = await self._answered(call, body, waits)
+            if refusal is None:
+                self._takes_usage = False
+                return response
+        raise refusal
+
+    async def _answered(
+        self, call: Call, body: Json, waits: Waits
+    ) -> tuple[aiohttp.ClientResponse, GatewayError | None]:
+        response = await waits.head(
+            self._requests.send(
+                "POST",
+                self._locate() + PATHS[call.endpoint],
+                data=_encoded(body),
+                headers=self._said(),
+                timeout=self._timeout,
+            )
+        )
+        if 200 <= response.status < 300:
+            return response, None
+        async with response:
+            raw = await waits.whole(response.content)
+        now = None if self._now is None else self._now()
+        return response, refused(
+            self.name, response.status, raw, response.headers, now=now, secret=self._api_key
+        )
+
     async def models(self) -> list[Json]:
         """See :meth:`gateway.backends.base.Backend.models`."""
         answer = await self.forward("GET", "/models", b"")
@@ -159,7 +187,7 @@ class OpenAIBackend:
             raise key_refused(self.name, answer.status, answer.body)
         if answer.status != 200:
             raise BackendFault(f"{self.name}: no list of models", code="backend_bad_answer")
-        listed = _json_object(self.name, answer.body).get("data")
+        listed = json_object(self.name, answer.body).get("data")
         return [model for model in listed or () if isinstance(model, dict)]
 
     async def forward(self, method: str, path_qs: str, body: bytes) -> Forwarded:
@@ -197,13 +225,13 @@ class OpenAIBackend:
         if self._dialect != "kvgate":
             return None
         answer = await self._exchange("GET", self._root() + "/kv/stats", b"")
-        return _json_object(self.name, answer.body)
+        return json_object(self.name, answer.body)
 
     async def _kv(self, route: str, wish: Json, complaint: str) -> Json:
         answer = await self._exchange("POST", f"{self._root()}/kv/{route}", _encoded(wish))
         if answer.status != 200:
             raise BackendFault(f"{self.name} {complaint}", code="backend_bad_answer")
-        return _json_object(self.name, answer.body)
+        return json_object(self.name, answer.body)
 
     def _said(self) -> Mapping[str, str]:
         trace = CURRENT.get() if self._passes_trace else None
@@ -245,68 +273,13 @@ def _encoded(body: Json) -> bytes:
         raise ClientFault("The body is nested too deep.", code="invalid_value") from error
 
 
-class _Progress:
-    """What has been seen of an answer, to know at its end whether it is all there."""
-
-    __slots__ = ("chunks", "ended_choices", "open_choices", "usage")
-
-    def __init__(self) -> None:
-        self.chunks = 0
-        self.usage = Usage()
-        self.open_choices: set[int] = set()
-        self.ended_choices: set[int] = set()
-
-    def see(self, data: Json) -> None:
-        self.chunks += 1
-        if (whole := whole_in(data)) is not None:
-            self.ended_choices.add(0)
-            data = whole
-        for choice in data.get("choices") or ():
-            index = index_of(choice) or 0
-            if choice.get("finish_reason"):
-                self.open_choices.discard(index)
-                self.ended_choices.add(index)
-            elif index not in self.ended_choices:
-                self.open_choices.add(index)
-        if isinstance(usage := data.get("usage"), dict):
-            self.usage = usage_of(usage)
-
-    def check(self, name: str) -> None:
-        if self.open_choices or not self.ended_choices:
-            raise BackendFault(
-                f"{name} ended its stream too early", code="backend_cut", cause="cut"
-            )
-
-
-def _passed_back(headers: Mapping[str, str]) -> dict[str, str]:
-    """What the client is told of the upstream's own headers; its request id beside ours."""
-    told = {name: value for name, value in headers.items() if name.lower().startswith(_PASSED_BACK)}
-    if (request_id := headers.get("X-Request-ID")) is not None:
-        told["X-Upstream-Request-ID"] = request_id
-    return told
-
-
 def _opening(headers: Mapping[str, str]) -> Opening:
     hit, miss = headers.get("X-KV-Hit-Tokens", ""), headers.get("X-KV-Miss-Tokens", "")
     return Opening(
-        headers=_passed_back(headers),
+        headers=passed_back(headers),
         hit_tokens=int(hit) if hit.isdecimal() else None,
         miss_tokens=int(miss) if miss.isdecimal() else None,
     )
-
-
-async def _events(name: str, content: AsyncIterator[bytes]) -> AsyncIterator[Json]:
-    """The stream's JSON events up to ``[DONE]``. Raises BackendFault on an error event or a cut."""
-    parser = Parser()
-    async for received in content:
-        for event in parser.feed(received):
-            if event.data == b"[DONE]":
-                return
-            data = _answer_of(name, event.data)
-            yield data
-            if data.get("type") in ENDS:
-                return
-    raise BackendFault(f"{name} ended its stream too early", code="backend_cut", cause="cut")
 
 
 async def _drain(content: aiohttp.StreamReader) -> None:
@@ -319,58 +292,11 @@ async def _drain(content: aiohttp.StreamReader) -> None:
             await content.read()
 
 
-def _answer_of(name: str, raw: bytes) -> Json:
-    """A whole answer or an event of a stream. Raises: BackendFault for an error, or nonsense."""
-    data = _json_object(name, raw)
-    if (error := data.get("error")) is not None and not is_response(data):
-        raise _late_error(name, error)
-    if not well_formed(data):
-        raise BackendFault(f"{name} sent no OpenAI answer", code="backend_bad_answer")
-    return with_reuse(data)
-
-
-def _late_error(name: str, error: Any) -> BackendFault:
-    """An error that came under status 200: in a stream, or in place of the answer."""
-    detail = error if isinstance(error, dict) else {"message": str(error)}
-    complete = {"type": "server_error", "param": None, "code": None, **detail}
-    return BackendFault(
-        str(detail.get("message") or f"{name} failed"),
-        code=str(detail.get("code") or "backend_error"),
-        body={"error": complete} if isinstance(detail.get("message"), str) else None,
-    )
-
-
-def _refusal(name: str, response: aiohttp.ClientResponse, raw: bytes) -> GatewayError:
-    """The backend's own refusal, with its body as it was when that is an OpenAI error."""
-    if response.status in KEY_REFUSED:
-        return key_refused(name, response.status, raw)
-    try:
-        body = exact_json.loads_answer(raw)
-    except exact_json.JSONDecodeError:
-        body = None
-    detail = body.get("error") if isinstance(body, dict) else None
-    status = response.status if 400 <= response.status < 600 else 502
-    own = isinstance(detail, dict) and isinstance(detail.get("message"), str)
-    kind = ClientFault if status < 500 and status not in {408, 429} else BackendFault
-    return kind(
-        detail["message"] if own and isinstance(detail, dict) else f"{name} refused the request",
-        code=str((detail or {}).get("code") or "backend_error") if own else "backend_refused",
-        status=status,
-        param=detail.get("param") if own and isinstance(detail, dict) else None,
-        retry_after_s=retry_after_s(response.headers),
-        body=body if own else None,
-        headers=_passed_back(response.headers),
-    )
-
-
-def _json_object(name: str, raw: bytes) -> Json:
-    try:
-        value = exact_json.loads_answer(raw)
-    except exact_json.JSONDecodeError as error:
-        raise BackendFault(f"{name} sent no valid JSON", code="backend_bad_answer") from error
-    if not isinstance(value, dict):
-        raise BackendFault(f"{name} sent no JSON object", code="backend_bad_answer")
-    return value
+def _may_mean_usage(refusal: GatewayError, *, added: bool) -> bool:
+    """Whether a refusal may be of ``stream_options``; ``added``: the gateway put it there."""
+    said = f"{refusal.message} {refusal.param}"
+    named = "stream_options" in said or "include_usage" in said
+    return refusal.status in {400, 422} and (named or (added and refusal.param is None))
 
 
 def _failed(status: int, code: str, message: str, cause: Cause) -> Ending:

@@ -19,8 +19,12 @@ def served(
     session: aiohttp.ClientSession,
     engines: Engines | None,
     clock: Callable[[], float],
+    now: Callable[[], float] | None = None,
 ) -> list[Served]:
-    """Each backend and its models, in the operator's order. ``clock`` is monotonic, in seconds."""
+    """Each backend and its models, in the operator's order.
+
+    ``clock`` is monotonic, ``now`` unix time, in seconds.
+    """
     found = [] if engines is None else list(_embedded(config, session, engines, clock))
     for wish in config.backends:
         lanes = None
@@ -31,6 +35,7 @@ def served(
             session=session,
             locate=partial(str, wish.base_url.rstrip("/")),
             clock=clock,
+            now=now,
             api_key=wish.api_key.get_secret_value() if wish.api_key else None,
             dialect=wish.dialect,
             alone=len({tenant.name for tenant in config.tenants}) <= 1,

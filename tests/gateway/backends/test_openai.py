@@ -206,16 +206,21 @@ async def test_words_after_a_choices_finish_do_not_open_it_again() -> None:
 
 
 @pytest.mark.parametrize("end", [(), ("fin",), ("rst",)])
-async def test_wherever_a_stream_is_cut_it_never_counts_as_complete(end: tuple[Step, ...]) -> None:
+async def test_a_stream_is_complete_after_done_or_after_its_finish_and_an_orderly_end(
+    end: tuple[Step, ...],
+) -> None:
     raw = b"".join(EVENTS_OF_AN_ANSWER) + DONE
-    places = range(1, len(raw) - 1, len(raw) // 30)
+    finished_at = len(raw) - len(DONE) - len(b"\n\n")
+    told_at = len(raw) - len(b"\n")
+    places = sorted({*range(1, len(raw), len(raw) // 30), *range(finished_at - 2, len(raw))})
     replies = [stream_reply(raw[:place], *end) for place in places]
     async with ScriptedUpstream(*replies) as upstream, backend_at(upstream) as backend:
-        for _ in places:
+        for place in places:
             pieces = await pieces_of(backend, asked(stream=True))
-            assert isinstance(pieces[-1], Failed)
+            whole_from = told_at if end else finished_at
+            assert isinstance(pieces[-1], Completed if place >= whole_from else Failed), place
             assert sum(isinstance(piece, Failed | Completed) for piece in pieces) == 1
-        assert upstream.calls == len(places) >= 30
+        assert upstream.calls == len(places) >= 40
 
 
 @pytest.mark.parametrize("cut", ["fin", "rst"])
@@ -286,7 +291,9 @@ async def test_a_refusal_is_passed_on_with_its_body(status: int, fault: str) -> 
 async def test_the_operators_bad_key_is_not_the_clients_to_mend(status: int) -> None:
     failure = await failure_of(error_reply(status, "Incorrect API key: sk-oper****ator"))
     assert (failure.status, failure.code, failure.fault) == (502, "backend_auth", "backend")
+    assert "Incorrect API key" in failure.message
     assert "sk-" not in repr(failure)
+    assert "****" not in failure.message
 
 
 @pytest.mark.parametrize("status", [201, 204, 301, 302, 304])
@@ -296,9 +303,10 @@ async def test_an_odd_status_is_a_bad_gateway(status: int) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"<html>busy</html>", b"{}", b'{"error": "busy"}', b"[]", b""])
-async def test_a_refusal_of_another_shape_gets_ours(raw: bytes) -> None:
+async def test_a_refusal_of_another_shape_gets_ours_with_its_words(raw: bytes) -> None:
     failure = await failure_of(Reply((raw,), 503))
     assert (failure.status, failure.code, failure.body) == (503, "backend_refused", None)
+    assert failure.message == ("busy" if b"busy" in raw else "up refused the request")
 
 
 @pytest.mark.parametrize(

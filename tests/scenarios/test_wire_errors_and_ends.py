@@ -1,0 +1,450 @@
+"""Errors and stream ends in the shapes that upstreams really send, asked in every way.
+
+Each error is asked plain and streamed, before the answer and in the middle of it; its words must reach
+the client, and nothing of it is stored. Each good end is asked plain and streamed, and replayed.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
+import pytest
+
+from tests.kit.scripted_upstream import (
+    DONE,
+    EVENTS,
+    JSON,
+    WORDS,
+    Reply,
+    ScriptedUpstream,
+    chat_body,
+    chat_events,
+    error_reply,
+    event,
+    stream_reply,
+)
+from tests.kit.service import Answer, Service, serving
+
+ASKED = {"model": "m"}
+TEXT = "".join(WORDS)
+CHUNKS = chat_events(ASKED)
+MIDDLE = b"".join(CHUNKS[:3])
+HTML = "<html><head><title>502 Bad Gateway</title></head><body><h1>nginx</h1></body></html>"
+
+
+class Shape(NamedTuple):
+    """An error of an upstream: its status, its body, and words that the client must see."""
+
+    status: int
+    body: Any
+    words: str
+    content_type: str = JSON
+
+    @property
+    def raw(self) -> bytes:
+        """The body's bytes."""
+        return self.body.encode() if isinstance(self.body, str) else json.dumps(self.body).encode()
+
+
+def openai(message: str, **more: Any) -> dict[str, Any]:
+    return {"error": {"message": message, **more}}
+
+
+ERRORS: Mapping[str, Shape] = {
+    "OpenAI": Shape(400, openai("no such", type="t", param="p", code="c"), "no such"),
+    "OpenAI's message alone": Shape(404, openai("no such model"), "no such model"),
+    "vLLM": Shape(400, openai("too long", type="BadRequestError", param=None, code=400), "too long"),
+    "older vLLM": Shape(
+        400,
+        {"object": "error", "message": "maximum context length is 4096", "type": "BadRequestError",
+         "param": None, "code": 400},
+        "maximum context length is 4096",
+    ),
+    "SGLang 5xx": Shape(500, {"object": "error", "message": "NaN in probs", "code": 500}, "NaN in"),
+    "FastAPI list": Shape(
+        422, {"detail": [{"loc": ["body", "x"], "msg": "extra field", "type": "t"}]}, "extra field"
+    ),
+    "FastAPI two": Shape(
+        422,
+        {"detail": [{"loc": ["body", "x"], "msg": "first"}, {"loc": ["body", "y", 0], "msg": "2nd"}]},
+        "body.x: first; body.y.0: 2nd",
+    ),
+    "FastAPI text": Shape(404, {"detail": "Not Found"}, "Not Found"),
+    "FastAPI object": Shape(503, {"detail": {"message": "worker died", "code": 7}}, "worker died"),
+    "FastAPI nested": Shape(400, {"detail": {"error": {"message": "deep words"}}}, "deep words"),
+    "Gemini": Shape(
+        400,
+        [{"error": {"code": 400, "message": "API key not valid", "status": "INVALID_ARGUMENT"}}],
+        "API key not valid",
+    ),
+    "Gemini alone": Shape(
+        503, {"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}}, "overloaded"
+    ),
+    "Ollama": Shape(400, {"error": "model 'x' not found"}, "model 'x' not found"),
+    "TGI": Shape(500, {"error": "queue is full", "error_type": "overloaded"}, "queue is full"),
+    "text twice": Shape(500, {"error": {"error": "inner words"}}, "inner words"),
+    "error list": Shape(500, {"error": ["first words", "second words"]}, "first words; second words"),
+    "error without message": Shape(500, {"error": {"reason": "shard lost"}}, "shard lost"),
+    "error of unknown members": Shape(500, {"error": {"oops": "E77"}}, "E77"),
+    "Mistral": Shape(400, {"message": "bad field", "request_id": "r"}, "bad field"),
+    "Mistral 422": Shape(
+        422, {"object": "error", "message": {"detail": [{"loc": ["n"], "msg": "bad n"}]}}, "bad n"
+    ),
+    "Cohere": Shape(500, {"message": "internal trouble"}, "internal trouble"),
+    "Anthropic": Shape(
+        529, {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}},
+        "Overloaded",
+    ),
+    "OpenRouter": Shape(
+        502,
+        {"error": {"code": 502, "message": "Provider returned error", "metadata": {"raw": "x"}},
+         "user_id": "u"},
+        "Provider returned error",
+    ),
+    "Cloudflare": Shape(
+        400, {"success": False, "errors": [{"code": 7, "message": "no such model"}], "result": None},
+        "no such model",
+    ),
+    "OAuth": Shape(
+        400, {"error": "invalid_scope", "error_description": "Scope is not known"}, "Scope is not"
+    ),
+    "Spring": Shape(
+        404, {"timestamp": 1, "status": 404, "error": "Not Found", "message": "No handler"},
+        "No handler",
+    ),
+    "problem details": Shape(
+        503, {"type": "about:blank", "title": "Busy", "status": 503, "detail": "Try tomorrow"},
+        "Try tomorrow", "application/problem+json",
+    ),
+    "Apigee": Shape(500, {"fault": {"faultstring": "Policy failed", "detail": {}}}, "Policy failed"),
+    "AWS": Shape(500, {"Message": "Unable to load"}, "Unable to load"),
+    "Baidu": Shape(500, {"error_code": 18, "error_msg": "qps limit"}, "qps limit"),
+    "DashScope": Shape(400, {"code": "BadThing", "message": "not so", "request_id": "r"}, "not so"),
+    "MiniMax": Shape(
+        500, {"base_resp": {"status_code": 1002, "status_msg": "rate limit"}}, "rate limit"
+    ),
+    "unknown object": Shape(500, {"whatever": "E42"}, "E42"),
+    "JSON text": Shape(500, '"just words"', "just words"),
+    "proxy": Shape(503, "upstream connect error", "upstream connect error", "text/plain"),
+    "proxy as JSON": Shape(503, "no healthy upstream", "no healthy upstream"),
+    "no content type": Shape(500, "Internal Server Error", "Internal Server Error", ""),
+    "HTML": Shape(502, HTML, "502 Bad Gateway", "text/html"),
+    "HTML without title": Shape(502, "<p>gone <b>away</b></p>", "gone away", "text/html"),
+    "wrong key": Shape(
+        401, openai("Incorrect API key provided", type="x", code="invalid_api_key"), "API key"
+    ),
+}  # fmt: skip
+HELD_BY_200 = {
+    "older vLLM": ERRORS["older vLLM"].body,
+    "out of memory": {"object": "error", "message": "out of memory", "code": 500},
+    "OpenAI": ERRORS["OpenAI"].body,
+    "Gemini": ERRORS["Gemini"].body,
+    "Ollama": ERRORS["Ollama"].body,
+    "FastAPI": ERRORS["FastAPI list"].body,
+    "Mistral": ERRORS["Mistral"].body,
+    "Cloudflare": ERRORS["Cloudflare"].body,
+    "MiniMax": ERRORS["MiniMax"].body,
+    "OpenRouter with choices": {**chat_body(ASKED), "error": {"code": 429, "message": "slow down"}},
+    "Anthropic": ERRORS["Anthropic"].body,
+}
+WORDS_OF_200 = {
+    "older vLLM": "maximum context length is 4096",
+    "out of memory": "out of memory",
+    "OpenAI": "no such",
+    "Gemini": "API key not valid",
+    "Ollama": "model 'x' not found",
+    "FastAPI": "extra field",
+    "Mistral": "bad field",
+    "Cloudflare": "no such model",
+    "MiniMax": "rate limit",
+    "OpenRouter with choices": "slow down",
+    "Anthropic": "Overloaded",
+}
+
+
+async def is_answered_anew(service: Service, **body: Any) -> None:
+    """Nothing was stored: the next call reaches the upstream, which is well by now."""
+    await service.settled()
+    service.upstream.replies.clear()
+    answer = await service.chat(True, **body)
+    assert (answer.status, answer.text) == (200, TEXT)
+    assert answer.headers["X-Cache-Level"] == "none"
+
+
+def last_error(answer: Answer) -> dict[str, Any]:
+    """The error event that ends a stream, which has no ``[DONE]``."""
+    assert answer.status == 200
+    assert b"[DONE]" not in answer.raw
+    error: dict[str, Any] = orjson.loads(answer.events[-1])["error"]
+    assert error.keys() >= {"message", "type", "param", "code"}
+    return error
+
+
+@pytest.mark.parametrize("name", ERRORS)
+async def test_the_words_of_a_refusal_reach_the_client(name: str) -> None:
+    shape = ERRORS[name]
+    reply = Reply((shape.raw,), shape.status, content_type=shape.content_type)
+    async with serving(upstream=ScriptedUpstream(*[reply] * 4)) as service:
+        for streamed in (False, True):
+            answer = await service.chat(stream=streamed)
+            assert answer.status == (502 if shape.status == 401 else shape.status)
+            assert shape.words in answer.error["message"]
+            assert answer.headers["Content-Type"].startswith("application/json")
+        if shape.status not in {400, 404, 422}:
+            assert shape.words in (await service.chat(True)).error["message"]
+            await is_answered_anew(service)
+            return
+        levels = []
+        for _ in range(2):
+            answer = await service.chat(True)
+            await service.settled()
+            levels.append(answer.headers.get("X-Cache-Level"))
+            assert (answer.status, shape.words in answer.error["message"]) == (shape.status, True)
+        assert levels[1] == "negative"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("content_type", [JSON, EVENTS, "text/plain"])
+@pytest.mark.parametrize("name", HELD_BY_200)
+async def test_a_success_that_holds_an_error_is_that_error(
+    name: str, content_type: str, streamed: bool
+) -> None:
+    raw = json.dumps(HELD_BY_200[name]).encode()
+    async with serving(
+        upstream=ScriptedUpstream(Reply((raw,), content_type=content_type))
+    ) as service:
+        answer = await service.chat(stream=streamed)
+        assert answer.status >= 400
+        assert WORDS_OF_200[name] in answer.error["message"]
+        await is_answered_anew(service, stream=streamed)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("name", HELD_BY_200)
+async def test_an_error_as_the_first_event_of_a_stream_is_a_status(
+    name: str, streamed: bool
+) -> None:
+    reply = stream_reply(event(HELD_BY_200[name]), DONE)
+    async with serving(upstream=ScriptedUpstream(reply)) as service:
+        answer = await service.chat(stream=streamed)
+        assert answer.status >= 400
+        assert WORDS_OF_200[name] in answer.error["message"]
+
+
+async def test_a_status_that_the_error_names_is_the_status() -> None:
+    for code, status in ((429, 429), ("503", 503), (42, 502), ("rate_limited", 502)):
+        body = openai("no", code=code)
+        async with serving(upstream=ScriptedUpstream(Reply((orjson.dumps(body),)))) as service:
+            answer = await service.chat()
+            assert (answer.status, answer.error["code"]) == (status, code)
+
+
+IN_MID_STREAM = {
+    **{name: event(body) for name, body in HELD_BY_200.items() if name != "Gemini"},
+    "Gemini": event(HELD_BY_200["Gemini"]),
+    "named": b"event: error\n" + event({"message": "named words"}),
+    "named text": b"event: error\ndata: named words\n\n",
+    "named, of no shape": b"event: error\n" + event({"odd": "named words"}),
+    "llama.cpp": b'error: {"code": 500, "message": "slot is lost"}\n\n',
+    "plain text as data": b"data: upstream connect error\n\n",
+    "plain text": b"upstream connect error\n",
+    "plain text without an end": b"upstream connect error",
+    "JSON without data": b'{"error": {"message": "raw words"}}\n',
+    "after an end": event({"choices": [{"index": 1, "delta": {}}]}) + event(openai("late words")),
+}
+WORDS_IN_MID_STREAM = {
+    **WORDS_OF_200,
+    "named": "named words",
+    "named text": "named words",
+    "named, of no shape": "named words",
+    "llama.cpp": "slot is lost",
+    "plain text as data": "upstream connect error",
+    "plain text": "upstream connect error",
+    "plain text without an end": "upstream connect error",
+    "JSON without data": "raw words",
+    "after an end": "late words",
+}
+
+
+@pytest.mark.parametrize("name", IN_MID_STREAM)
+async def test_an_error_in_mid_stream_is_told_in_its_words_and_never_stored(name: str) -> None:
+    words = WORDS_IN_MID_STREAM[name]
+    reply = stream_reply(MIDDLE, IN_MID_STREAM[name])
+    async with serving(upstream=ScriptedUpstream(reply, reply)) as service:
+        streamed = await service.chat(True, stream=True)
+        assert words in last_error(streamed)["message"]
+        assert orjson.loads(streamed.events[0])["choices"][0]["delta"]["role"] == "assistant"
+        await service.settled()
+        plain = await service.chat(True)
+        assert plain.status >= 500
+        assert words in plain.error["message"]
+        await is_answered_anew(service)
+
+
+def text_of(answer: Answer) -> str:
+    """The content, whatever the upstream calls its only choice."""
+    if not answer.headers["Content-Type"].startswith("text/event-stream"):
+        return answer.text
+    choices = [choice for chunk in answer.chunks for choice in chunk["choices"]]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+def reshaped(old: bytes, new: bytes) -> bytes:
+    return b"".join(CHUNKS).replace(old, new)
+
+
+TAILS = {
+    "usual": DONE,
+    "one newline": b"data: [DONE]\n",
+    "none": b"data: [DONE]",
+    "space": b"data: [DONE] \n\n",
+    "no space": b"data:[DONE]\n\n",
+    "CR": b"data: [DONE]\r\r",
+    "CR LF": b"data: [DONE]\r\n\r\n",
+    "one CR": b"data: [DONE]\r",
+    "tab": b"data:\t[DONE]\n\n",
+    "named": b"event: done\ndata: [DONE]\n\n",
+    "twice": DONE + DONE,
+    "words after it": DONE + b"data: rubbish\n\n",
+    "finish_reason and an orderly end": b"",
+    "half of DONE": b"data: [DO",
+    "usage and an orderly end": event({**ASKED, "choices": [], "usage": {"prompt_tokens": 1}}),
+    "a comment": b": bye\n\n" + DONE,
+    "an empty event": b"data:\n\n" + DONE,
+    "an empty event with a space": b"data: \n\n" + DONE,
+}
+BODIES = {
+    "CR LF": (b"".join(CHUNKS) + DONE).replace(b"\n", b"\r\n"),
+    "CR": (b"".join(CHUNKS) + DONE).replace(b"\n", b"\r"),
+    "byte order mark": b"\xef\xbb\xbf" + b"".join(CHUNKS) + DONE,
+    "byte order mark, comments": b"\xef\xbb\xbf: hi\n\n" + b"".join(CHUNKS) + DONE,
+    "comments": b": hi\n\n" + b": ping\n\n".join(CHUNKS) + DONE,
+    "no space": reshaped(b"data: ", b"data:") + DONE,
+    "index as text": reshaped(b'"index": 0', b'"index": "0"') + DONE,
+    "index: null": reshaped(b'"index": 0', b'"index": null') + DONE,
+    "empty events": b"data:\n\n".join(CHUNKS) + DONE,
+    "ids and retry": b"retry: 5\n\n" + reshaped(b"data: ", b"id: 7\ndata: ") + DONE,
+    "named events": reshaped(b"data: ", b"event: message\ndata: ") + DONE,
+    "no empty lines": reshaped(b"\n\n", b"\n") + b"data: [DONE]\n",
+    "leading empty lines": b"\n\n" + b"".join(CHUNKS) + DONE,
+    "null error": reshaped(b'"choices"', b'"error": null, "choices"') + DONE,
+    "the last event without an end": b"".join(CHUNKS).rstrip(b"\n"),
+    "no DONE, CR LF": b"".join(CHUNKS).replace(b"\n", b"\r\n"),
+}
+BODIES |= {f"tail: {name}": b"".join(CHUNKS) + tail for name, tail in TAILS.items()}
+
+
+@pytest.mark.parametrize("stream_first", [False, True])
+@pytest.mark.parametrize("name", BODIES)
+async def test_a_stream_that_clients_accept_is_a_good_answer_and_stored(
+    name: str, stream_first: bool
+) -> None:
+    reply = stream_reply(BODIES[name])
+    async with serving(upstream=ScriptedUpstream(reply)) as service:
+        for level, streamed in (
+            ("none", stream_first),
+            ("response", stream_first),
+            ("response", not stream_first),
+        ):
+            answer = await service.chat(True, stream=streamed)
+            assert (answer.status, text_of(answer)) == (200, TEXT)
+            assert answer.headers["X-Cache-Level"] == level
+            await service.settled()
+
+
+@pytest.mark.parametrize("name", [name for name in BODIES if "tail" in name or "CR" in name])
+async def test_the_bytes_of_a_stream_may_come_one_by_one(name: str) -> None:
+    raw = BODIES[name]
+    reply = stream_reply(*(raw[at : at + 1] for at in range(len(raw))))
+    async with serving(upstream=ScriptedUpstream(reply)) as service:
+        answer = await service.chat(True, stream=True)
+        assert (answer.status, answer.text) == (200, TEXT)
+        await service.settled()
+        assert (await service.chat(True)).headers["X-Cache-Level"] == "response"
+
+
+async def test_a_stream_may_be_cut_into_two_packets_anywhere_near_its_end() -> None:
+    for tail in (DONE, b"data: [DONE]\r\n\r\n", b"data: [DONE]"):
+        raw = CHUNKS[-1] + tail
+        replies = [
+            stream_reply(b"".join(CHUNKS[:-1]), raw[:place], raw[place:])
+            for place in range(1, len(raw))
+        ]
+        async with serving(upstream=ScriptedUpstream(*replies)) as service:
+            for _ in replies:
+                answer = await service.chat(stream=True)
+                assert (answer.status, answer.text) == (200, TEXT)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("status", [200, 201, 202, 203])
+@pytest.mark.parametrize(
+    "content_type",
+    [EVENTS, "text/event-stream", "application/json", "text/plain", "application/octet-stream", ""],
+)
+async def test_an_answer_is_read_by_what_it_is_and_not_by_its_headers(
+    content_type: str, status: int, streamed: bool
+) -> None:
+    stream = Reply((b"".join(CHUNKS), DONE), status, content_type=content_type)
+    plain = Reply((b"\n", json.dumps(chat_body(ASKED)).encode()), status, content_type=content_type)
+    async with serving(upstream=ScriptedUpstream(stream, plain)) as service:
+        for question in ("as a stream?", "at once?"):
+            messages = [{"role": "user", "content": question}]
+            for level in ("none", "response"):
+                answer = await service.chat(True, messages=messages, stream=streamed)
+                assert (answer.status, answer.text) == (200, TEXT)
+                assert answer.headers["X-Cache-Level"] == level
+                await service.settled()
+        assert service.upstream.calls == 2
+
+
+@pytest.mark.parametrize("n", [2, 3])
+async def test_a_choice_that_was_asked_for_and_never_began_is_no_orderly_end(n: int) -> None:
+    async with serving(upstream=ScriptedUpstream(stream_reply(*CHUNKS))) as service:
+        answer = await service.chat(True, stream=True, n=n)
+        assert last_error(answer)["code"] == "backend_cut"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_answer_that_is_nested_too_deep_is_a_bad_gateway(streamed: bool) -> None:
+    for depth in (230, 300, 900, 5000):
+        deep = "[" * depth + "]" * depth
+        body = json.dumps({**chat_body(ASKED), "x": "deep"}).replace('"deep"', deep)
+        async with serving(upstream=ScriptedUpstream(Reply((body.encode(),)))) as service:
+            answer = await service.chat(True, stream=streamed)
+            assert (answer.status, answer.error["code"]) == (502, "backend_bad_answer")
+            await is_answered_anew(service, stream=streamed)
+
+
+async def test_a_stream_is_refused_its_usage_once_and_asked_without_it_from_then_on() -> None:
+    refusal = error_reply(400, "Unrecognized request argument supplied: stream_options")
+    async with serving(upstream=ScriptedUpstream(refusal)) as service:
+        for question in ("one?", "two?"):
+            messages = [{"role": "user", "content": question}]
+            answer = await service.chat(True, stream=True, messages=messages)
+            assert (answer.status, answer.text) == (200, TEXT)
+            await service.settled()
+            assert (await service.chat(True, messages=messages)).text == TEXT
+        asked_usage = ["stream_options" in seen.body for seen in service.upstream.seen]
+        assert asked_usage == [True, False, False]
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_a_client_that_asks_for_the_usage_gets_the_answer_without_it(status: int) -> None:
+    refusal = error_reply(status, "extra field", param="stream_options")
+    async with serving(upstream=ScriptedUpstream(refusal)) as service:
+        for _ in range(2):
+            answer = await service.chat(stream=True, stream_options={"include_usage": True})
+            assert (answer.status, answer.text) == (200, TEXT)
+        assert service.upstream.calls == 3
+
+
+async def test_a_refusal_of_something_else_is_told_and_teaches_nothing() -> None:
+    refusal = error_reply(400, "no such role", param="messages.0.role")
+    async with serving(upstream=ScriptedUpstream(refusal)) as service:
+        assert (await service.chat(True, stream=True)).error["message"] == "no such role"
+        assert service.upstream.calls == 1
+        other = [{"role": "user", "content": "other?"}]
+        assert (await service.chat(True, stream=True, messages=other)).status == 200
+        assert "stream_options" in service.upstream.seen[-1].body
