@@ -70,10 +70,12 @@ def parse_directive(
 ) -> Directive:
     """Read the body's ``kv_cache``, all request ``headers``, and OpenAI's ``prompt_cache_key``.
 
-    Where both speak the body wins, but a malformed header is malformed all the same.
+    Where both speak the body wins, but a malformed header is malformed all the same, and both must
+    name the same user.
     ``kv_cache`` may be an object, null, or true/false as shorthand for ``enabled``.
 
-    Raises RequestError (400, ``invalid_cache_directive``) naming the header or the body field.
+    Raises RequestError naming the header or the body field: 400 ``invalid_cache_directive``, 403
+    ``user_mismatch``.
     """
     said = _Said(limits)
     _read_headers(headers, said)
@@ -134,7 +136,10 @@ def _read_body(kv_cache: object, said: _Said) -> None:
         if word is None:
             said.unknown.append(f"kv_cache.{member}")
         elif value is not None:
-            said.fields[word.field] = word.read(value, word.where, said.limits)
+            read = word.read(value, word.where, said.limits)
+            if word.field == "user" and said.fields.get("user", read) != read:
+                raise _other_user(word.where)
+            said.fields[word.field] = read
             said.origins[word.field] = word.origin
 
 
@@ -300,6 +305,16 @@ _CACHE_CONTROL: Final = {
     "max-age": "max_age_s",
     "only-if-cached": "only_if_cached",
 }
+
+
+def _other_user(where: str) -> RequestError:
+    """A proxy says in the header whose body it passes on: the body cannot choose another view."""
+    return RequestError(
+        f"{where} and X-Cache-User name different users",
+        code="user_mismatch",
+        param=where,
+        status=403,
+    )
 
 
 def _what(value: object) -> str:

@@ -346,3 +346,48 @@ def test_a_value_of_the_wrong_shape_says_which_shape_it_wants(tmp_path: Path) ->
         ("engine.model", "must not be empty"),
         ("backends.0", "must be a mapping"),
     ]
+
+
+USERS = """
+tenants:
+  - name: acme
+    users:
+      - {name: ann, api_keys: [k-ann-0123456789abcdef]}
+      - {name: bob, api_keys: [k-bob-0123456789abcdef, test]}
+"""
+
+
+def test_users_of_a_tenant_are_loaded_with_their_keys(tmp_path: Path) -> None:
+    file = tmp_path / "kvgate.yaml"
+    file.write_text(USERS)
+    config = load(file, environ={})
+    (tenant,) = config.tenants
+    assert [(user.name, len(user.api_keys)) for user in tenant.users] == [("ann", 1), ("bob", 2)]
+    assert "k-ann" not in repr(config)
+    (doubt,) = config.warnings
+    assert "tenants.0.users.1.api_keys.1" in str(doubt)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("k-bob-0123456789abcdef=k-ann-0123456789abcdef", "is a key of tenant acme already"),
+        ("name: bob=name: ann", "two users have the name ann"),
+        ("users:=user: x\n    old:", "old"),
+        ("  - name: acme\n    users:=  - name: acme\n    nobody:", "nobody"),
+    ],
+)
+def test_users_that_cannot_be_told_apart_are_refused(
+    tmp_path: Path, change: str, told: str
+) -> None:
+    file = tmp_path / "kvgate.yaml"
+    file.write_text(USERS.replace(*change.split("=")))
+    with pytest.raises(ConfigError, match=told):
+        load(file, environ={})
+
+
+def test_a_tenant_without_any_key_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "kvgate.yaml"
+    file.write_text("tenants: [{name: acme}]")
+    with pytest.raises(ConfigError, match="needs api_keys, or users with api_keys"):
+        load(file, environ={})
