@@ -23,6 +23,9 @@ JSON_TYPE_BY_STATUS: Mapping[int, str] = {
     403: "permission_error",
     404: "not_found_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
+    417: "invalid_request_error",
+    431: "invalid_request_error",
     422: "invalid_request_error",
     429: "rate_limit_error",
 }

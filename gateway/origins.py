@@ -28,6 +28,8 @@ EXPOSED: Final = ", ".join(
     )
 )  # fmt: skip
 """Headers of an answer that a page of a named origin may read."""
+ENCODINGS: Final = ("gzip", "deflate", "br", "zstd", "identity")
+"""Of a request's body; aiohttp decodes them, and no further than ``limits.max_body_bytes``."""
 METHODS: Final = "GET, POST, PUT, DELETE"
 PREFLIGHT_S: Final = 600
 _REMEMBERED_HOSTS: Final = 256
@@ -57,8 +59,11 @@ class Border:
         try:
             if self._is_open:
                 self._check_source(request)
-            if request.body_exists and request.headers.get(hdrs.CONTENT_TYPE) != _JSON:
-                _check_type(request)
+            if request.body_exists:
+                if request.headers.get(hdrs.CONTENT_TYPE) != _JSON:
+                    _check_type(request)
+                if hdrs.CONTENT_ENCODING in request.headers:
+                    _check_encoding(request)
         except ClientFault as error:
             request_id = request_id_of(request)
             where = {name: request.headers.get(name) for name in (hdrs.HOST, hdrs.ORIGIN)}
@@ -147,6 +152,19 @@ def _check_type(request: web.Request) -> None:
         status=415,
         param=hdrs.CONTENT_TYPE,
     )
+
+
+def _check_encoding(request: web.Request) -> None:
+    """aiohttp hands on as they are what it cannot decode. Raises: ClientFault 415."""
+    named = ",".join(request.headers.getall(hdrs.CONTENT_ENCODING))
+    if named.strip().lower() not in ENCODINGS:
+        raise ClientFault(
+            f"The body may be encoded as one of {', '.join(ENCODINGS)}.",
+            code="unsupported_content_encoding",
+            status=415,
+            param=hdrs.CONTENT_ENCODING,
+            headers={hdrs.ACCEPT_ENCODING: ", ".join(ENCODINGS)},
+        )
 
 
 def _is_visit(request: web.Request) -> bool:

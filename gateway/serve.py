@@ -21,6 +21,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.app import GATEWAY, KEEPALIVE_S, build
 from gateway.config import Config
+from gateway.http_server import JsonErrorRunner
 from gateway.stop_signals import on_stop_signals
 from gateway.workers.supervisor import Supervisor
 
@@ -122,7 +123,7 @@ class Site:
     def __init__(self, app: web.Application, *, grace_s: float) -> None:
         self.app = app
         self._grace_s = grace_s
-        self._runner = web.AppRunner(
+        self._runner = JsonErrorRunner(
             app,
             handler_cancellation=True,  # a client that leaves must end its generation
             access_log=None,

@@ -5,7 +5,7 @@ one field, or says what is wrong with it and what is allowed.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -145,20 +145,44 @@ def _read_body(kv_cache: object, said: _Said) -> None:
 
 def _read_cache_control(raw: str, said: _Said) -> None:
     """RFC 9111 section 5.2.1; its other request directives mean nothing here and are ignored."""
-    for item in raw.split(","):
-        name, _, argument = item.strip(" \t").partition("=")
+    for name, digits in _items_of(raw):
         field_name = _CACHE_CONTROL.get(name.lower())
         if field_name is None:
             continue
         value: bool | float = True
         if field_name == "max_age_s":
-            digits = argument.strip('"')
             if not (digits.isascii() and digits.isdigit()):
-                problem = f"max-age is {_quoted(argument)}"
+                problem = f"max-age is {_quoted(digits)}"
                 raise _malformed("Cache-Control", problem, "whole seconds, 0 or more")
             value = min(float(digits), _MAX_AGE_S, said.fields.get(field_name, _MAX_AGE_S))
         said.fields[field_name] = value
         said.origins[field_name] = "Cache-Control"
+
+
+# A directive of RFC 9111 section 5.2: a token, and perhaps an argument, which is a token or a quoted
+# string of RFC 9110 section 5.6.4. Commas and directives within quotes mean nothing.
+_ITEM = re.compile(
+    r"""[ \t]*(?P<name>[^\s,="]*)[ \t]*
+        (?:=[ \t]*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<token>[^",]*)))?[ \t]*(?:,|\Z)""",
+    re.VERBOSE,
+)
+_ESCAPED = re.compile(r"\\(.)")
+
+
+def _items_of(raw: str) -> Iterator[tuple[str, str]]:
+    """The directives of a header with their arguments. Raises: RequestError 400."""
+    at = 0
+    while at < len(raw):
+        item = _ITEM.match(raw, at)
+        if item is None:
+            problem = f"{_quoted(raw[at:])} is no directive"
+            raise _malformed("Cache-Control", problem, 'name, name=token, name="text"')
+        at = item.end()
+        quoted = item["quoted"]
+        if quoted is not None:
+            yield item["name"], _ESCAPED.sub(r"\1", quoted)
+        else:
+            yield item["name"], (item["token"] or "").rstrip(" \t")
 
 
 # ---- one reader per kind of value: (value, where, limits) -> field, or RequestError

@@ -27,7 +27,7 @@ _BODY_TIMEOUT_S: Final = 60.0
 _log = structlog.get_logger("kvgate")
 
 
-def request_id_of(request: web.Request) -> str:
+def request_id_of(request: web.BaseRequest) -> str:
     """The client's ``X-Request-ID`` when it is harmless to echo, else a new one."""
     given = request.headers.get("X-Request-ID")
     if given is not None and _REQUEST_ID.fullmatch(given):

@@ -381,7 +381,8 @@ def test_users_that_cannot_be_told_apart_are_refused(
     tmp_path: Path, change: str, told: str
 ) -> None:
     file = tmp_path / "kvgate.yaml"
-    file.write_text(USERS.replace(*change.split("=")))
+    old, new = change.split("=")
+    file.write_text(USERS.replace(old, new))
     with pytest.raises(ConfigError, match=told):
         load(file, environ={})
 

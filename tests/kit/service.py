@@ -20,6 +20,7 @@ from openai import AsyncOpenAI
 from gateway.app import GATEWAY, Gateway, build
 from gateway.config import Config
 from gateway.config_sources import overlay
+from gateway.http_server import JsonErrorRunner
 from tests.kit.clock import Clock
 from tests.kit.scripted_upstream import ScriptedUpstream
 
@@ -183,7 +184,7 @@ async def serving(
             log_stream=log,
             span_exporter=span_exporter,
         )
-        runner = web.AppRunner(
+        runner = JsonErrorRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1
         )
         await runner.setup()

@@ -261,6 +261,41 @@ def test_another_max_age_is_malformed(value: str) -> None:
 
 
 members = st.sampled_from([word[0] for word in WORDS] + ["shared_context", "other"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        'x="no-store"', 'x="a, no-store, b"', 'x="a\\", no-store"', "no-storeX", "x=no-store",
+        'x="no-cache=1, max-age=5"', ", ,", 'x="", y=""', "xno-cache=1;max-age=3",
+    ],
+)  # fmt: skip
+def test_what_stands_in_a_quoted_string_is_no_directive(value: str) -> None:
+    said = header("Cache-Control", value)
+    assert (said.no_store, said.no_cache, said.max_age_s) == (False, False, None)
+
+
+def test_directives_beside_quoted_strings_count() -> None:
+    said = header("Cache-Control", 'private="a, b", no-store , max-age="6\\0",x="\\\\", no-cache')
+    assert (said.no_store, said.no_cache, said.max_age_s) == (True, True, 60)
+
+
+@pytest.mark.parametrize("value", ['x="no-store', 'no-cache"', 'x="a"b, no-store', 'max-age="60'])
+def test_quotes_that_do_not_close_are_refused(value: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        header("Cache-Control", value)
+    assert (caught.value.code, caught.value.param) == ("invalid_cache_directive", "Cache-Control")
+
+
+def test_header_and_body_must_name_the_same_user() -> None:
+    spoken = [("X-Cache-User", "ann")]
+    assert directive_of({"user": "ann"}, spoken).user == "ann"
+    with pytest.raises(RequestError) as caught:
+        directive_of({"user": "bob"}, spoken)
+    assert (caught.value.status, caught.value.code) == (403, "user_mismatch")
+    assert caught.value.param == "kv_cache.user"
+
+
 names = st.sampled_from([word[2] for word in WORDS] + ["X-Cache-Shared", "Cache-Control", "Host"])
 
 
