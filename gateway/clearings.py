@@ -1,17 +1,16 @@
-"""What is cleared away goes everywhere: the stores, the flights in the air, the other processes.
+"""What is cleared away goes everywhere: the stores and the other processes.
 
-A flight that began before a clearing must not store its answer after it, and an entry that another
-process keeps in its memory must go from there too. Processes tell each other what they cleared; one
-that may have missed something forgets all it has in memory, which costs it hits and nothing else.
+The stores bar what is still on its way (:mod:`gateway.store.bars`). An entry that another process
+keeps in its memory must go from there too: processes tell each other what they cleared. One that may
+have missed something forgets all it has in memory, which costs it hits and nothing else.
 """
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any, Final
 
 from gateway.recall import Recall
+from gateway.store.bars import as_message, key_bar, of_message
 from gateway.store.base import Selector, StoreError
 from gateway.store.sharing import MISSED, News
 from gateway.store.tiers import Tiers
@@ -19,8 +18,6 @@ from policies.freshness import EntryMeta
 
 TOPIC: Final = "clear"
 REPLACED: Final = "replaced"
-MOST_REMEMBERED: Final = 256
-"""Clearings that flights in the air are held against; one that began before stores nothing."""
 
 
 class Clearings:
@@ -30,8 +27,6 @@ class Clearings:
         self._store = store
         self._recall = recall
         self._news = news
-        self._lately: deque[tuple[int, Selector]] = deque(maxlen=MOST_REMEMBERED)
-        self.count = 0
         if news is not None:
             news.listen(TOPIC, self._heard)
             news.listen(MISSED, self._heard_of_a_gap)
@@ -39,7 +34,6 @@ class Clearings:
 
     async def clear(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant, now and in all processes. Raises: StoreError, after trying all."""
-        self._note(selector)
         # Before, so that flights elsewhere store nothing behind our back; and after, for what rose
         # into their memory while it was still there to be read.
         with suppress(StoreError):
@@ -55,17 +49,11 @@ class Clearings:
         if self._news is not None:
             await self._news.tell(TOPIC, as_message(selector))
 
-    async def replaced(self, key: bytes) -> None:
+    async def replaced(self, meta: EntryMeta) -> None:
         """An entry was computed anew: the others forget the older one that they may have."""
         if self._news is not None:
             with suppress(StoreError):  # at worst theirs lives as long as it would have
-                await self._news.tell(REPLACED, {"key": key.hex()})
-
-    def cover(self, meta: EntryMeta, since: int) -> bool:
-        """Whether such an entry was, or may have been, cleared away after the first ``since``."""
-        if since < self.count - len(self._lately):  # some of them are no longer remembered
-            return True
-        return any(number > since and what.matches(meta) for number, what in self._lately)
+                await self._news.tell(REPLACED, as_message(key_bar(meta)))
 
     async def _heard(self, message: Mapping[str, Any]) -> None:
         await self._forget(of_message(message))
@@ -77,31 +65,8 @@ class Clearings:
         await self._store.forget(of_message(message))
 
     async def _forget(self, selector: Selector) -> None:
-        self._note(selector)
         gone = await self._store.forget(selector)
         self._recall.left((meta.key for meta in gone), "invalidated")
 
-    def _note(self, selector: Selector) -> None:
-        self.count += 1
-        self._lately.append((self.count, selector))
-
     def __repr__(self) -> str:
-        return f"<Clearings {self.count} so far>"
-
-
-def as_message(selector: Selector) -> dict[str, Any]:
-    """The selector as JSON can carry it."""
-    named = {name: value for name, value in asdict(selector).items() if value not in {None, ()}}
-    if selector.key is not None:
-        named["key"] = selector.key.hex()
-    return named
-
-
-def of_message(message: Mapping[str, Any]) -> Selector:
-    """The selector that :func:`as_message` was given."""
-    named = dict(message)
-    if "key" in named:
-        named["key"] = bytes.fromhex(named["key"])
-    if "circles" in named:
-        named["circles"] = tuple(named["circles"])
-    return Selector(named.pop("tenant", None), **named)
+        return f"<Clearings in {self._store!r}>"

@@ -62,6 +62,7 @@ class Flight:
     __slots__ = (
         "_waiting",
         "abandoned",
+        "began_at",
         "ended",
         "error",
         "finish_alone",
@@ -72,8 +73,9 @@ class Flight:
         "task",
     )
 
-    def __init__(self, *, finish_alone: bool, lane: Lane) -> None:
+    def __init__(self, *, finish_alone: bool, lane: Lane, began_at: float) -> None:
         self.lane = lane
+        self.began_at = began_at
         self.pieces: list[Piece] = []
         self.readers = 0
         self.finish_alone = finish_alone
@@ -219,13 +221,14 @@ class Flights:
         *,
         finish_alone: bool = False,
         lane: Lane = "interactive",
+        began_at: float = 0.0,
     ) -> Flight:
-        """Start ``work``. With a key others may find it until it has ended.
+        """Start ``work`` at ``began_at`` (unix seconds). With a key others may find it until it has ended.
 
         The work may go on after its last piece (to store the answer): the key stays taken
         until then, so that nobody starts the same work in between.
         """
-        flight = Flight(finish_alone=finish_alone, lane=lane)
+        flight = Flight(finish_alone=finish_alone, lane=lane, began_at=began_at)
         if key is not None:
             self._by_key[key] = flight
 

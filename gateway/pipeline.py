@@ -31,7 +31,7 @@ from gateway.leading import Leading
 from gateway.misses import Misses
 from gateway.outcomes import from_store, meta_of, with_opening
 from gateway.recall import Recall
-from gateway.store.base import Entry, Selector, Stored, StoreError
+from gateway.store.base import Entry, Selector, Since, Stored, StoreError
 from gateway.store.sharing import News
 from gateway.store.tiers import Tiers
 from policies.admission import Finish, Refuse, Store, admit
@@ -192,6 +192,9 @@ class Pipeline:
         """
         shared = plan.may_read and plan.may_store
         flight = self._flights.find(plan.key) if shared else None
+        if flight is not None and self._too_old(flight, plan):
+            flight = None
+        led = led and plan.max_age_s != 0
         finish_alone = plan.preload
         if flight is not None and flight.gives_way(plan.lane):
             # Not led: the lease is still being given back.
@@ -202,9 +205,14 @@ class Pipeline:
                 plan.key if shared else None,
                 lambda: self._work(call, plan, backend, led=led),
                 lane=plan.lane,
+                began_at=self._now(),
             )
         flight.finish_alone |= finish_alone
         return Boarded(flight, flight.read(), collapsed)
+
+    def _too_old(self, flight: Flight, plan: Plan) -> bool:
+        """Whether the flight began before what a request's ``max-age`` allows."""
+        return plan.max_age_s is not None and self._now() - flight.began_at >= plan.max_age_s
 
     async def opened(self, boarded: Boarded, missed: Missed, backend: Computes) -> Answer | None:
         """Wait for the first piece; ``None`` when the store has the answer by now.
@@ -251,6 +259,7 @@ class Pipeline:
             lambda: self._work(call, renewal, backend, renews=True),
             finish_alone=True,
             lane=renewal.lane,
+            began_at=self._now(),
         )
         assert flight.task is not None  # it was started
         self._renewals += 1
@@ -302,7 +311,11 @@ class Pipeline:
         folding = Folding(self._rules.limits.max_entry_bytes)
         ending: Ending | None = None
         may_store = plan.may_store
-        clearings = self._clearings.count
+        asks_anew = not plan.may_read or plan.max_age_s is not None
+        if may_store and asks_anew and not renews:
+            since = await self._store.draw()
+        else:
+            since = self._store.since()
         with self._in_the_air(plan.lane):
             async with aclosing(backend.run(call, plan)) as pieces:
                 async for piece in pieces:
@@ -317,19 +330,18 @@ class Pipeline:
                     if ending is not None and may_store:
                         await asyncio.sleep(0)  # the readers first: they have waited long enough
                         # and now, while the backend tidies up: the next may be asking already
-                        await self._keep(call, plan, folding, ending, clearings)
+                        await self._keep(call, plan, folding, ending, since)
         if isinstance(ending, Completed) and (renews or plan.lane == "warm"):
             self._spent("warming" if plan.lane == "warm" else "revalidation", plan, ending)
 
-    @property
-    def clearings(self) -> int:
-        """How often something was cleared away: what is remembered later must have begun after."""
-        return self._clearings.count
+    def since(self) -> Since:
+        """The generations of now: what is cleared later bars what began before."""
+        return self._store.since()
 
-    async def remember(self, call: Call, plan: Plan, refusal: Failed, clearings: int) -> None:
+    async def remember(self, call: Call, plan: Plan, refusal: Failed, since: Since) -> None:
         """Keep a refusal that the same request will meet again."""
         if plan.may_store:
-            await self._keep(call, plan, Folding(), refusal, clearings)
+            await self._keep(call, plan, Folding(), refusal, since)
 
     async def _keep(
         self,
@@ -337,9 +349,9 @@ class Pipeline:
         plan: Plan,
         folding: Folding,
         ending: Ending,
-        clearings: int,
+        since: Since,
     ) -> None:
-        """Store what ended well, unless it was cleared away after ``clearings`` of them."""
+        """Store what ended well, unless it was cleared or replaced ``since`` the flight began."""
         finish: Finish = "whole"
         if isinstance(ending, Failed):
             body = exact_json.dumps(from_failed(ending).body())
@@ -369,27 +381,18 @@ class Pipeline:
                 assert_never(verdict)
         now = self._now()
         meta = meta_of(call, plan, ending, verdict, self._rules, now=now, size_bytes=len(body))
-        if self._clearings.cover(meta, since=clearings):
-            return
         try:
             older = superseded(call, plan) if isinstance(ending, Completed) else None
-            stored = await self._store.put(Entry(meta, body, older), now=now)
+            stored = await self._store.put(Entry(meta, body, older, since), now=now)
         except Exception as error:  # noqa: BLE001 - the readers are served; nobody else would say it
             self._store_failed(error)
             return
-        if self._clearings.cover(meta, since=clearings):  # cleared while it was on its way
-            await self._take_back(meta)
+        if stored.barred:
             return
         self._stored(meta)
         self._remember(plan, stored)
-        if not plan.may_read:
-            await self._clearings.replaced(meta.key)
-
-    async def _take_back(self, meta: EntryMeta) -> None:
-        try:
-            await self._store.remove(Selector(meta.scope.tenant, key=meta.key))
-        except StoreError as error:
-            self._store_failed(error)
+        if since.replaces or not plan.may_read:
+            await self._clearings.replaced(meta)
 
     def _remember(self, plan: Plan, stored: Stored) -> None:
         self._recall.left((meta.key for meta in stored.evicted), "evicted")

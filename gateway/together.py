@@ -179,7 +179,7 @@ class Company:
 
     async def _compute(self) -> AsyncGenerator[Piece, None]:
         """Ask the backend for all members; that it refuses this very list is remembered."""
-        mark = self._pipeline.clearings
+        since = self._pipeline.since()
         received: list[Chunk | Whole] = []
         async with aclosing(self.backend.run(self._asked(), self._plan)) as pieces:
             async for piece in pieces:
@@ -195,7 +195,7 @@ class Company:
                         yield piece
                     case Failed() if len(self.members) > 1:
                         yield piece
-                        await self._pipeline.remember(self._call, self._plan, piece, mark)
+                        await self._pipeline.remember(self._call, self._plan, piece, since)
                     case _:
                         yield piece
 

@@ -5,7 +5,7 @@ A store never judges: it gives back what is there, stale or not. Errors are its 
 can only help.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,13 +25,27 @@ class StoreFull(StoreError):
 class Entry:
     """A stored answer: what is known about it, and the folded answer as JSON bytes.
 
-    ``supersedes`` is the key of one that will hardly be asked for once this is stored; it is a word to
-    the store that takes the entry, and is not kept.
+    ``supersedes`` is the key of one that will hardly be asked for once this is stored; ``since`` is the
+    generation of each tier when the entry's flight began. Both are words to the store that takes the
+    entry, and are not kept.
     """
 
     meta: EntryMeta
     body: bytes
     supersedes: bytes | None = field(default=None, compare=False)
+    since: "Since | None" = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """When a flight began, as the number of each tier's generation then.
+
+    ``replaces``: the flight drew these numbers for itself, and its answer bars those of flights that
+    began before it.
+    """
+
+    numbers: Mapping[str, int]
+    replaces: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +120,7 @@ class Fill:
 class Stored:
     """What a ``put`` did: whether the new entry is kept, and which others had to go for it.
 
+    ``barred``: nothing was done, as the entry was cleared or replaced after its flight began.
     ``sinking`` are those of the others that are still good and are handed out whole, so that a
     lower tier may take them; a store that cannot do that cheaply names them in ``evicted``.
     """
@@ -113,6 +128,7 @@ class Stored:
     kept: bool
     evicted: Sequence[EntryMeta] = ()
     sinking: Sequence[Entry] = ()
+    barred: bool = False
 
     @property
     def gone(self) -> Sequence[EntryMeta]:
@@ -120,7 +136,23 @@ class Stored:
         return [*self.evicted, *(entry.meta for entry in self.sinking)]
 
 
-class Store(Protocol):
+class Generations(Protocol):
+    """What a store knows of clearings, so that no older write lands after one."""
+
+    @property
+    def number(self) -> int:
+        """The newest generation that this process has seen; never fails."""
+        ...
+
+    async def bar(self, what: Selector | None, *, at: int | None = None) -> int:
+        """Begin a generation, or take up the one that began as ``at``; returns its number.
+
+        No older write of ``what`` lands from now on, whichever process it comes from. Raises: StoreError.
+        """
+        ...
+
+
+class Store(Generations, Protocol):
     """One place that keeps entries of one tier."""
 
     async def get(self, key: bytes, *, now: float) -> Entry | None:
@@ -128,7 +160,7 @@ class Store(Protocol):
         ...
 
     async def put(self, entry: Entry, *, now: float) -> Stored:
-        """Keep the entry in place of one with the same key. Raises: StoreError."""
+        """Keep the entry in place of one with the same key, if no bar is newer. Raises: StoreError."""
         ...
 
     async def remove(self, selector: Selector) -> Sequence[EntryMeta]:

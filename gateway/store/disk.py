@@ -67,10 +67,21 @@ class DiskStore:
         self._totals = Totals(0, 0)
         self._changes = 0
         self._asking: Future[Totals] | None = None
+        self.number = 0
+        """See :attr:`gateway.store.base.Generations.number`."""
+
+    async def bar(self, what: Selector | None, *, at: int | None = None) -> int:
+        """See :meth:`gateway.store.base.Generations.bar`."""
+        number = await self._database.write(lambda one: self._shelf.bars.add(one, what, at=at))
+        if at is None:
+            self.number = number
+        return number
 
     async def get(self, key: bytes, *, now: float) -> Entry | None:
         """See :meth:`gateway.store.base.Store.get`."""
-        entry = await self._database.read(lambda connection: self._shelf.find(connection, key))
+        self.number, entry = await self._database.read(
+            lambda one: (self._shelf.bars.number(one), self._shelf.find(one, key))
+        )
         if entry is not None:
             self._count_use(number_of(key), now)
         return entry

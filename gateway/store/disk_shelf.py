@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
+from gateway.store.bars import since_of
 from gateway.store.base import Entry, Selector, Stored
 from gateway.store.codec import CodecError, decode, decode_meta, encode_head
+from gateway.store.disk_bars import BARS_SCHEMA, DiskBars
 from gateway.store.disk_database import DamagedError
 from gateway.store.disk_rows import charge, labels, last_use, number_of, raw, span_of
 from policies.eviction import Priority
@@ -99,12 +101,13 @@ class Shelf:
         self, tier: TierName, max_bytes: int, shares: Mapping[str, int] | None = None
     ) -> None:
         self.tier = tier
+        self.bars = DiskBars(tier)
         self.max_bytes = max_bytes
         self._shares = dict(shares or {})
 
     def schema(self) -> str:
         """The statements that make the tables."""
-        return self._sql(SCHEMA + (SHARES_SCHEMA if self._shares else ""))
+        return self._sql(SCHEMA + BARS_SCHEMA + (SHARES_SCHEMA if self._shares else ""))
 
     def find(self, connection: sqlite3.Connection, key: bytes) -> Entry | None:
         """The entry, if it is there and every bit of it is what was written."""
@@ -132,6 +135,8 @@ class Shelf:
         self, connection: sqlite3.Connection, entry: Entry, touches: Touches, *, now: float
     ) -> Stored:
         """Keep the entry; the order of victims is that of ``policies.eviction``."""
+        if self.bars.refuse(connection, entry.meta, since_of(entry, self.tier)):
+            return Stored(kept=False, barred=True)
         meta, head = entry.meta, encode_head(entry)
         number, size = number_of(meta.key), charge(meta, len(head), len(entry.body))
         self.touch(connection, touches)

@@ -222,6 +222,16 @@ class Guarded:
         self._store = store
         self._guard = guard
 
+    @property
+    def number(self) -> int:
+        """See :attr:`gateway.store.base.Generations.number`."""
+        return self._store.number
+
+    async def bar(self, what: Selector | None, *, at: int | None = None) -> int:
+        """See :meth:`gateway.store.base.Generations.bar`."""
+        limits = 1 if what is None or at is not None else LONG_CALLS
+        return await self._guard.read(lambda: self._store.bar(what, at=at), limits=limits)
+
     async def get(self, key: bytes, *, now: float) -> Entry | None:
         """See :meth:`gateway.store.base.Store.get`."""
         return await self._guard.read(lambda: self._store.get(key, now=now))

@@ -12,6 +12,7 @@ from typing import Final
 
 import cachetools
 
+from gateway.store.bars import Bars, since_of
 from gateway.store.base import Entry, Fill, Selector, Stored
 from policies.eviction import EvictionOrder
 from policies.freshness import EntryMeta
@@ -37,6 +38,20 @@ class MemoryStore:
         )
         self._order: EvictionOrder[bytes] = EvictionOrder()
         self._evictions = 0
+        self._bars = Bars()
+
+    @property
+    def number(self) -> int:
+        """See :attr:`gateway.store.base.Generations.number`."""
+        return self._bars.number
+
+    async def bar(self, what: Selector | None, *, at: int | None = None) -> int:
+        """See :meth:`gateway.store.base.Generations.bar`. It never waits."""
+        return self._bars.add(what, at=at)
+
+    def refuses(self, entry: Entry) -> bool:
+        """Whether the entry was cleared or replaced after its flight began."""
+        return self._bars.refuse(entry.meta, since_of(entry, self._tier))
 
     async def get(self, key: bytes, *, now: float) -> Entry | None:
         """See :meth:`gateway.store.base.Store.get`."""
@@ -52,6 +67,8 @@ class MemoryStore:
 
         An entry that is worth less than all that would have to go for it is not kept.
         """
+        if self.refuses(entry):
+            return Stored(kept=False, barred=True)
         meta, size = entry.meta, footprint(entry)
         share = self._shares.get(meta.scope.tenant)
         self._drop(meta.key)
@@ -73,7 +90,7 @@ class MemoryStore:
         kept = share is None or self._make_room(share.order, share, size, entry, gone, now=now)
         kept = kept and self._make_room(self._order, self._entries, size, entry, gone, now=now)
         if kept:
-            self._entries[meta.key] = entry
+            self._entries[meta.key] = Entry(meta, entry.body)
             if share is not None:
                 share.currsize += size
         return Stored(

@@ -9,6 +9,7 @@ order and their index never disagree, whoever dies in between. Under the prefix 
     x:<group>           sorted set: keys by the time of their last use
     i:<index>           sorted set, lexical: keys of a tenant, tag, user … (or of all: ``*``)
     t                   hash: bytes per group, the floors of the values
+    c, c:<tenant>       the generation; sorted sets: a tenant's bars (of no tenant: ``c:``) by number
 
 A group is the whole tier (no name) or a tenant that has a limit of its own. The order of victims is
 that of ``policies.eviction`` but for one thing: among equal values the key decides, not the last use.
@@ -26,10 +27,11 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
+from gateway.store.bars import MOST_BARS, any_means, key_bar, packed, since_of
 from gateway.store.base import Entry, Fill, Selector, Stored, StoreError, namespace_of
 from gateway.store.codec import CodecError, decode, decode_meta, encode_head
 from gateway.store.redis_client import Script, failing_as_store
-from gateway.store.redis_lua import DROP, LOOK, PUT, TOUCH
+from gateway.store.redis_lua import BAR, DROP, LOOK, PUT, TOUCH
 from policies.freshness import EntryMeta
 
 GRACE_S: Final = 60.0
@@ -68,15 +70,31 @@ class RedisStore:
         self._entries = 0
         self._bytes = 0
         self._evictions = 0
+        self.number = 0
+        """See :attr:`gateway.store.base.Generations.number`."""
+
+    async def bar(self, what: Selector | None, *, at: int | None = None) -> int:
+        """See :meth:`gateway.store.base.Generations.bar`."""
+        bars: tuple[bytes, ...] = ()
+        if what is not None:
+            bars = (_owner(what.tenant), packed(what), packed(Selector(what.tenant)))
+        (number,) = await self._run(BAR, "" if at is None else at, MOST_BARS, *bars)
+        return int(number)
 
     async def get(self, key: bytes, *, now: float) -> Entry | None:
         """See :meth:`gateway.store.base.Store.get`. One round trip."""
         with failing_as_store():
-            blob: Any
+            both: Any
             if self._used < USES_PER_TELLING:
-                blob = await self._client.get(self._prefix + b"e:" + key)
+                both = await self._client.mget(self._prefix + b"e:" + key, self._prefix + b"c")
             else:
-                blob = await self._get_and_tell(key, now=now)
+                both = await self._get_and_tell(key, now=now)
+        blob, number = both
+        if number is not None:
+            self.number = int(number)
+        elif self._used:  # a server that has lost its data; a new one was asked just now
+            with suppress(StoreError):
+                await self.bar(None)
         if blob is None:
             return None
         try:
@@ -106,24 +124,37 @@ class RedisStore:
         size = _taken(len(head) + len(entry.body)) + _taken(len(head))
         size += OVERHEAD_BYTES + INDEX_BYTES * len(indexes)
         share = self._shares.get(meta.scope.tenant)
-        kept, *evicted = await self._run(
-            PUT,
-            now,
-            meta.key,
-            head + entry.body,
-            int(1000 * (max(0.0, last_use - now) + GRACE_S)),
-            size,
-            _RANK[meta.priority],
-            max(0.0, meta.cost_s),
-            last_use,
-            head,
-            b"" if share is None else _digest("share", meta.scope.tenant),
-            self._max_bytes,
-            self._max_bytes if share is None else share,
-            now - GRACE_S,
-            entry.supersedes or b"",
-            *indexes,
-        )
+        since = since_of(entry, self._tier)
+        seen: int | bytes = b"" if since is None else since
+        own = packed(key_bar(meta))
+        done: list[Any] = [-1]
+        while done[0] == -1:  # bars that are newer: only we can read them, and more may come
+            done = await self._run(
+                PUT,
+                now,
+                meta.key,
+                head + entry.body,
+                int(1000 * (max(0.0, last_use - now) + GRACE_S)),
+                size,
+                _RANK[meta.priority],
+                max(0.0, meta.cost_s),
+                last_use,
+                head,
+                b"" if share is None else _digest("share", meta.scope.tenant),
+                self._max_bytes,
+                self._max_bytes if share is None else share,
+                now - GRACE_S,
+                entry.supersedes or b"",
+                _owner(meta.scope.tenant),
+                own,
+                b"" if since is None else since,
+                seen,
+                *indexes,
+            )
+            if done[0] == -2 or (done[0] == -1 and any_means(done[1:], meta)):
+                return Stored(kept=False, barred=True)
+            seen = self.number
+        kept, *evicted = done
         self._evictions += len(evicted)
         return Stored(bool(kept), evicted=_metas(evicted))
 
@@ -170,7 +201,7 @@ class RedisStore:
         self._uses.clear()
         self._used = 0
         async with self._client.pipeline(transaction=False) as both:
-            both.get(self._prefix + b"e:" + key)
+            both.mget(self._prefix + b"e:" + key, self._prefix + b"c")
             both.eval(TOUCH.text, 1, self._prefix, now - GRACE_S, *uses)
             blob, told = await both.execute(raise_on_error=False)
         if isinstance(told, list):  # else it is an error: uses are only a hint, the value is not
@@ -198,9 +229,9 @@ class RedisStore:
         return self._note(await script.run(self._client, self._prefix, *arguments))
 
     def _note(self, result: list[Any]) -> list[Any]:
-        """Take the totals off a script's result."""
-        self._entries, self._bytes = result[:2]
-        return result[2:]
+        """Take the totals and the generation off a script's result."""
+        self._entries, self._bytes, self.number = *result[:2], int(result[2])
+        return result[3:]
 
     def __repr__(self) -> str:
         return (
@@ -245,6 +276,10 @@ def _indexes(meta: EntryMeta) -> Iterator[bytes]:
         for value in values:
             if value is not None:
                 yield _digest(kind, tenant, value)
+
+
+def _owner(tenant: str | None) -> bytes:
+    return b"" if tenant is None else _digest("tenant", tenant)
 
 
 def _index_for(selector: Selector) -> bytes:

@@ -1,4 +1,4 @@
-"""What the server does for ``gateway.store.redis``, whose page names the keys: four scripts.
+"""What the server does for ``gateway.store.redis``, whose page names the keys: five scripts.
 
 Each runs as a whole or not at all, also when the server is full: then those that take room are
 refused before they have changed anything.
@@ -34,7 +34,23 @@ local function prune(before)
     if redis.call('EXISTS', P..'e:'..key) == 0 then drop(key) end
   end
 end
+local function bars(tenant)
+  if tenant == '' then return {'c:'} end
+  return {'c:', 'c:'..tenant}
+end
+-- A new counter starts at the time, and bars all that is older: a server that lost its data knows of
+-- no clearing.
+local function generation()
+  local number = redis.call('GET', P..'c')
+  if number then return number end
+  local now = redis.call('TIME')
+  number = now[1]..string.format('%06d', now[2])
+  redis.call('SET', P..'c', number)
+  redis.call('ZADD', P..'c:', number, '{}')
+  return number
+end
 local function with_totals(result)
+  table.insert(result, 1, generation())
   table.insert(result, 1, number('bytes:'))
   table.insert(result, 1, redis.call('HLEN', P..'m'))
   return result
@@ -48,6 +64,21 @@ PUT: Final = Script.of(
 local now, key, value, px, size = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local rank, cost, expires, meta = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], ARGV[9]
 local share, most = ARGV[10], {[''] = tonumber(ARGV[11]), [ARGV[10]] = tonumber(ARGV[12])}
+local tenant, own, since, seen = ARGV[15], ARGV[16], tonumber(ARGV[17]), ARGV[18]
+if since then
+  local number, later = generation(), {}
+  if since > tonumber(number) then return with_totals({-2}) end
+  for _, list in ipairs(bars(tenant)) do
+    if (tonumber(redis.call('ZSCORE', P..list, own)) or 0) > since then return with_totals({-2}) end
+    for _, what in ipairs(redis.call('ZRANGEBYSCORE', P..list, '('..seen, '+inf')) do
+      table.insert(later, what)
+    end
+  end
+  if #later > 0 then
+    table.insert(later, 1, -1)
+    return with_totals(later)
+  end
+end
 drop(key)
 prune(tonumber(ARGV[13]))
 local older = redis.call('HGET', P..'m', ARGV[14])
@@ -99,8 +130,8 @@ for _, g in ipairs({share, ''}) do
   end
 end
 local record = {size, rank, worth, 1, share, meta}
-for i = 15, #ARGV do
-  record[i - 8] = ARGV[i]
+for i = 19, #ARGV do
+  record[i - 12] = ARGV[i]
   redis.call('ZADD', P..'i:'..ARGV[i], 0, key)
 end
 redis.call('SET', P..'e:'..key, value, 'PX', px)
@@ -112,6 +143,26 @@ for _, g in ipairs(groups(share)) do
 end
 table.insert(evicted, 1, 1)
 return with_totals(evicted)
+"""
+)
+# A clearing must also be heard when the server is full.
+BAR: Final = Script.of(
+    "#!lua flags=allow-oom\n"
+    + _PRELUDE
+    + """
+local at, most, list, what, all = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
+generation()
+if at == '' then at = string.format('%.0f', redis.call('INCR', P..'c')) end
+if what then
+  list = P..'c:'..list
+  if tonumber(redis.call('ZSCORE', list, what) or 0) < tonumber(at) then
+    redis.call('ZADD', list, at, what)
+  end
+  local oldest = nil
+  while redis.call('ZCARD', list) > most do oldest = redis.call('ZPOPMIN', list)[2] end
+  if oldest then redis.call('ZADD', list, oldest, all) end
+end
+return with_totals({at})
 """
 )
 TOUCH: Final = Script.of(

@@ -8,9 +8,11 @@ disk or in Redis leaves its twin there, as other processes read that. Where seve
 tier below a memory tier, what goes into memory is written through to it.
 
 An entry on its way is in no tier for a moment, where a removal would miss it: a move knows what is
-removed meanwhile, and drops again what it should not have carried.
+removed meanwhile, and drops again what it should not have carried. What other processes remove
+meanwhile is barred (:mod:`gateway.store.bars`): every tier is barred before the first is emptied.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,7 +21,8 @@ from typing import Final, NamedTuple
 import cachetools
 
 from gateway.flights import Tasks
-from gateway.store.base import Entry, Fill, Selector, Store, Stored, StoreError
+from gateway.store.bars import key_bar
+from gateway.store.base import Entry, Fill, Selector, Since, Store, Stored, StoreError
 from gateway.store.memory import MemoryStore
 from policies.freshness import EntryMeta
 from policies.rules import TierName
@@ -59,6 +62,33 @@ class Tiers:
         self._reads: cachetools.LRUCache[bytes, int] = cachetools.LRUCache(READS_REMEMBERED)
         self._removing: list[Selector] = []
         self._moves: set[_Move] = set()
+        self._drawing: asyncio.Future[Since] | None = None
+
+    def since(self) -> Since:
+        """The generations of now, for a flight that begins."""
+        return Since({tier: store.number for tier, store in self._stores.items()})
+
+    async def draw(self) -> Since:
+        """Generations of its own, for a flight that is to replace what is there.
+
+        Flights that begin in the same turn of the loop share them. A store that fails gives none.
+        """
+        if self._drawing is not None:
+            return await asyncio.shield(self._drawing)
+        drawing: asyncio.Future[Since] = asyncio.get_running_loop().create_future()
+        self._drawing = drawing
+        drawn: dict[str, int] = {}
+        try:
+            await asyncio.sleep(0)
+            self._drawing = None  # who comes from now on may begin after what is drawn here
+            for tier, store in self._stores.items():
+                with suppress(StoreError):
+                    drawn[tier] = await store.bar(None)
+        finally:
+            if self._drawing is drawing:
+                self._drawing = None
+            drawing.set_result(Since({**self.since().numbers, **drawn}, replaces=True))
+        return drawing.result()
 
     async def get(self, key: bytes, *, now: float, likely: TierName | None = None) -> Entry | None:
         """The entry from the tier that has it; ``likely`` is asked first. Raises: StoreError.
@@ -87,6 +117,12 @@ class Tiers:
     async def put(self, entry: Entry, *, now: float) -> Stored:
         """Keep the entry in its own tier, or below it. Raises: StoreError."""
         home, same_key = entry.meta.tier, Selector(tenant=None, key=entry.meta.key)
+        if entry.since is not None and entry.since.replaces:
+            await self._bar(key_bar(entry.meta), at=entry.since.numbers)
+        if any(
+            isinstance(one, MemoryStore) and one.refuses(entry) for one in self._stores.values()
+        ):
+            return Stored(kept=False, barred=True)
         for tier in self._in_memory - {home}:
             await self._stores[tier].remove(same_key)
         self._reads.pop(entry.meta.key, None)
@@ -95,10 +131,15 @@ class Tiers:
         with self._moving() as move:
             landed = await self._sink(entry, home, move, now=now)
             holds = {landed.tier}
-            if self._several and home in self._in_memory:
-                shared = [name for name in self._from(home) if name not in self._in_memory]
-                if shared:
-                    holds.add((await self._sunk(entry, shared[0], move, now=now)).tier)
+            shared = [name for name in self._from(home) if name not in self._in_memory]
+            if self._several and home in self._in_memory and shared:
+                below = await self._sunk(entry, shared[0], move, now=now)
+                holds.add(below.tier)
+                if below.stored.barred and landed.tier is not None:
+                    await self._stores[landed.tier].remove(same_key)
+                    return below.stored
+            if landed.stored.barred:
+                return landed.stored
         # Last, for memory is asked first: the next reader need not wait for a slow tier's removal.
         for tier, store in self._stores.items():
             if tier not in self._in_memory and tier not in holds:
@@ -117,8 +158,8 @@ class Tiers:
     async def remove(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant from every tier; each key once. Raises: StoreError, after trying all."""
         gone: dict[bytes, EntryMeta] = {}
-        failed: StoreError | None = None
         with self._removal(selector):
+            failed = await self._bar(selector)
             for store in self._stores.values():
                 try:
                     gone |= {meta.key: meta for meta in await store.remove(selector)}
@@ -133,6 +174,7 @@ class Tiers:
         gone: dict[bytes, EntryMeta] = {}
         with self._removal(selector):
             for tier in self._in_memory:
+                await self._stores[tier].bar(selector)
                 gone |= {meta.key: meta for meta in await self._stores[tier].remove(selector)}
         return list(gone.values())
 
@@ -159,6 +201,18 @@ class Tiers:
         past = entry.meta.stored_at + entry.meta.ttl_s <= now
         return past and self._several and tier in self._in_memory
 
+    async def _bar(
+        self, selector: Selector, *, at: Mapping[str, int] | None = None
+    ) -> StoreError | None:
+        """Bar older writes from every tier; the failure of one that could not be reached."""
+        failed: StoreError | None = None
+        for tier, store in self._stores.items():
+            try:
+                await store.bar(selector, at=None if at is None else at[tier])
+            except StoreError as error:
+                failed = error
+        return failed
+
     @contextmanager
     def _removal(self, selector: Selector) -> Iterator[None]:
         self._removing.append(selector)
@@ -171,7 +225,7 @@ class Tiers:
     @contextmanager
     def _moving(self) -> Iterator["_Move"]:
         """To be entered before entries are taken from where they are."""
-        move = _Move([*self._removing])
+        move = _Move([*self._removing], self.since())
         self._moves.add(move)
         try:
             yield move
@@ -190,12 +244,14 @@ class Tiers:
             evicted += stored.evicted
             below = self._below(lower)
             for sinking in stored.sinking:
-                sunk = await self._sunk(sinking, below, move, now=now)
+                carried = replace(sinking, since=move.since)
+                sunk = await self._sunk(carried, below, move, now=now)
                 evicted += sunk.stored.evicted
                 if sunk.tier is None:
                     evicted.append(sinking.meta)
-            if stored.kept:
-                return _Landed(Stored(kept=True, evicted=evicted), lower)
+            if stored.kept or stored.barred:
+                done = Stored(stored.kept, evicted=evicted, barred=stored.barred)
+                return _Landed(done, lower if stored.kept else None)
         return _Landed(Stored(kept=False, evicted=evicted), None)
 
     async def _sunk(
@@ -235,7 +291,7 @@ class Tiers:
                 return
             if tier in self._in_memory:
                 await self._stores[tier].remove(Selector(tenant=None, key=key))
-            await self._sunk(entry, above, move, now=now)
+            await self._sunk(replace(entry, since=move.since), above, move, now=now)
 
     def _from(self, tier: TierName) -> Sequence[TierName]:
         return [name for name in self._stores if ORDER.index(name) >= ORDER.index(tier)]
@@ -256,6 +312,7 @@ class _Move:
     """Entries on their way between tiers, and what is removed until they have arrived."""
 
     removed: list[Selector]
+    since: Since
 
     def missed(self, meta: EntryMeta, arrived: TierName | None = None) -> bool:
         """Whether the entry was removed, from the tier it left or the one it arrived in."""
@@ -278,4 +335,4 @@ _NOWHERE: Final = _Landed(Stored(kept=False), None)
 def _in_tier(entry: Entry, tier: TierName) -> Entry:
     if entry.meta.tier == tier:
         return entry
-    return Entry(replace(entry.meta, tier=tier), entry.body)
+    return replace(entry, meta=replace(entry.meta, tier=tier), supersedes=None)

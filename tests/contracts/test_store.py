@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.store.base import Entry, Selector, Store, namespace_of
+from gateway.store.bars import MOST_BARS
+from gateway.store.base import Entry, Selector, Since, Store, namespace_of
 from gateway.store.disk import DiskStore, open_database
 from gateway.store.memory import MemoryStore
 from gateway.store.redis import RedisStore
@@ -76,6 +77,11 @@ def names(metas: Sequence[EntryMeta]) -> set[bytes]:
 async def put_all(store: Store, *entries: Entry) -> None:
     for entry in entries:
         assert (await store.put(entry, now=NOW)).kept
+
+
+def since(number: int, entry: Entry) -> Entry:
+    """The entry, from a flight that began in this generation."""
+    return replace(entry, since=Since({"warm": number}))
 
 
 async def test_what_was_put_is_found_and_nothing_else(make: Make) -> None:
@@ -211,6 +217,58 @@ async def test_an_entry_larger_than_the_store_is_not_kept_and_no_older_answer_re
     assert not stored.kept
     assert await store.get(key_of("a"), now=NOW) is None
     assert await store.get(key_of("b"), now=NOW) is not None
+
+
+async def test_a_write_that_began_before_a_clearing_does_not_land_after_it(make: Make) -> None:
+    store = await make(MIB)
+    await store.get(key_of("a"), now=NOW)
+    before = store.number
+    await store.bar(Selector("t", tag="x"))
+    late = await store.put(since(before, entry_of("a", tags=("x",))), now=NOW)
+    assert (late.kept, late.barred) == (False, True)
+    assert await store.get(key_of("a"), now=NOW) is None
+    assert (await store.put(since(before, entry_of("b", tags=("y",))), now=NOW)).kept
+    assert (await store.put(since(store.number, entry_of("a", tags=("x",))), now=NOW)).kept
+
+
+async def test_a_write_that_is_barred_leaves_what_is_there(make: Make) -> None:
+    store = await make(MIB)
+    await store.get(key_of("a"), now=NOW)
+    older = store.number
+    drawn = await store.bar(None)
+    await store.bar(Selector("t", key=key_of("a")), at=drawn)
+    assert (await store.put(since(drawn, entry_of("a", b"new")), now=NOW)).kept
+    assert (await store.put(since(older, entry_of("a", b"old")), now=NOW)).barred
+    found = await store.get(key_of("a"), now=NOW)
+    assert found is not None
+    assert found.body == b"new"
+    await store.bar(Selector("t", key=key_of("a")), at=older)  # it changes nothing
+    assert (await store.put(since(older, entry_of("a", b"old")), now=NOW)).barred
+
+
+async def test_clearings_of_one_tenant_never_bar_another(make: Make) -> None:
+    store = await make(MIB)
+    await store.get(key_of("a"), now=NOW)
+    before = store.number
+    for number in range(MOST_BARS + 3):
+        await store.bar(Selector("busy", cache_key=str(number)))
+    assert (await store.put(since(before, entry_of("a", tenant="t")), now=NOW)).kept
+    assert (await store.put(since(before, entry_of("b", tenant="busy")), now=NOW)).barred
+    assert (await store.put(since(store.number - 9, entry_of("b", tenant="busy")), now=NOW)).kept
+
+
+async def test_a_clearing_of_all_tenants_bars_every_one(make: Make) -> None:
+    store = await make(MIB)
+    await store.get(key_of("a"), now=NOW)
+    before = store.number
+    await store.bar(ANY)
+    assert (await store.put(since(before, entry_of("a")), now=NOW)).barred
+
+
+async def test_a_flight_of_which_no_generation_is_known_stores_nothing(make: Make) -> None:
+    store = await make(MIB)
+    await store.bar(ANY)
+    assert (await store.put(since(0, entry_of("a")), now=NOW)).barred
 
 
 async def test_room_is_made_by_what_is_expired_then_by_priority(make: Make) -> None:

@@ -12,7 +12,9 @@ from gateway.errors import GatewayError
 from gateway.flights import Flights, Tasks
 from gateway.pipeline import Answer, Kept, Pipeline
 from gateway.recall import Recall
+from gateway.store.base import Store
 from gateway.store.memory import MemoryStore
+from gateway.store.sharing import News
 from gateway.store.tiers import Tiers
 from policies.outcome import Completed, Outcome
 from policies.rules import Rules, TierName, default_rules
@@ -30,9 +32,10 @@ class Bench:
     def __init__(
         self,
         *scripts: Script,
-        store: MemoryStore | None = None,
+        store: Store | None = None,
         rules: Rules = RULES,
         room: int = 2**20,
+        news: News | None = None,
     ) -> None:
         self.clock, self.draw = Clock(), 0.0
         self.backend = ScriptedBackend(*scripts)
@@ -53,6 +56,7 @@ class Bench:
             recall=self.recall,
             now=self.clock.now,
             draw=lambda: self.draw,
+            news=news,
         )
 
     @property

@@ -258,11 +258,10 @@ async def test_what_was_cleared_while_it_was_put_away_does_not_stay() -> None:
     bench = Bench()
     put, cleared = bench.store.put, Selector("default")
 
-    async def put_and_clear(entry: Entry, *, now: float) -> Stored:
-        stored = await put(entry, now=now)
-        bench.pipeline._clearings._note(cleared)  # as another process's word would, in between
-        return stored
+    async def clear_and_put(entry: Entry, *, now: float) -> Stored:
+        await bench.pipeline.clear(cleared)
+        return await put(entry, now=now)
 
-    bench.store.put = put_and_clear  # type: ignore[method-assign]  # the moment in question
+    bench.store.put = clear_and_put  # type: ignore[method-assign]  # the moment in question
     await bench.ask()
     assert await bench.store.scan(cleared, after=None, limit=9) == []
