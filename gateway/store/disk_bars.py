@@ -1,13 +1,12 @@
 """The generations of a tier on disk: see :mod:`gateway.store.bars`."""
 
 import sqlite3
-from functools import cache
 from typing import Final
 
 from gateway.store.bars import MOST_BARS, any_means, packed
 from gateway.store.base import Selector
 from gateway.store.disk_database import DamagedError
-from gateway.store.disk_rows import raw
+from gateway.store.disk_rows import of_tier, raw
 from policies.freshness import EntryMeta
 
 BARS_SCHEMA: Final = """;;
@@ -85,7 +84,7 @@ class DiskBars:
             self._keep(connection, tenant, everything, number)
 
     def _sql(self, statement: str) -> str:
-        return _bars_of_tier(statement, self._tier)
+        return of_tier(statement, self._tier)
 
     def __repr__(self) -> str:
         return f"<DiskBars {self._tier}>"
@@ -93,8 +92,3 @@ class DiskBars:
 
 def _owner(tenant: str | None) -> bytes:
     return b"" if tenant is None else b"t" + raw(tenant)
-
-
-@cache
-def _bars_of_tier(statement: str, tier: str) -> str:
-    return statement.replace("TIER", tier)

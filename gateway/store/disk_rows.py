@@ -1,5 +1,6 @@
 """What the rows of an entry on disk say: its number, its labels, its room. Pure."""
 
+from functools import cache
 from math import inf, isnan
 from typing import Final
 
@@ -86,3 +87,9 @@ def last_use(meta: EntryMeta) -> float:
     stale_s = max(meta.stale_while_revalidate_s, meta.stale_if_error_s)
     last = meta.stored_at + meta.ttl_s + stale_s
     return inf if isnan(last) else last
+
+
+@cache
+def of_tier(statement: str, tier: str) -> str:
+    """The statement for one tier's tables."""
+    return statement.replace("TIER", tier)

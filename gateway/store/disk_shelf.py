@@ -15,7 +15,6 @@ import sqlite3
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final
 
 from gateway.store.bars import since_of
@@ -23,7 +22,7 @@ from gateway.store.base import Entry, Selector, Stored
 from gateway.store.codec import CodecError, decode, decode_meta, encode_head
 from gateway.store.disk_bars import BARS_SCHEMA, DiskBars
 from gateway.store.disk_database import DamagedError
-from gateway.store.disk_rows import charge, labels, last_use, number_of, raw, span_of
+from gateway.store.disk_rows import charge, labels, last_use, number_of, of_tier, raw, span_of
 from policies.eviction import Priority
 from policies.freshness import EntryMeta
 from policies.rules import TierName
@@ -383,15 +382,10 @@ class Shelf:
         return [row[0] for row in connection.execute(self._sql(statement), values)]
 
     def _sql(self, statement: str) -> str:
-        return _of_tier(statement, self.tier)
+        return of_tier(statement, self.tier)
 
     def __repr__(self) -> str:
         return f"<Shelf {self.tier}, {self.max_bytes} bytes>"
-
-
-@cache
-def _of_tier(statement: str, tier: str) -> str:
-    return statement.replace("TIER", tier)
 
 
 @dataclass(frozen=True, slots=True)
