@@ -91,7 +91,7 @@ class Conversations:
         """Count settled calls; those that name no conversation, or were asked by nobody, are not."""
         now = 0.0
         for visit, plan, outcome in answered:
-            if plan.cache_key is None or plan.preload or visit.endpoint == "embeddings":
+            if plan.affinity is None or plan.preload or visit.endpoint == "embeddings":
                 continue
             now = now or self._now()
             computed = outcome.forwarded is not None
@@ -104,11 +104,11 @@ class Conversations:
 
     def _tally(self, visit: Visit, plan: Plan, *, anew: bool, now: float) -> Tally:
         """The conversation's sums; ``anew`` looks at its shape again."""
-        assert plan.cache_key is not None
+        assert plan.affinity is not None
         held = self._tenants.get(plan.scope.tenant)
         if held is None:
             held = self._tenants[plan.scope.tenant] = OrderedDict()
-        name = (plan.user, plan.cache_key)
+        name = (plan.user, plan.affinity)
         tally = held.get(name)
         if tally is None:
             tally = held[name] = Tally(now, now, _shape(visit.call))

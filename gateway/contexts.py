@@ -106,6 +106,11 @@ class Contexts:
             self._tasks.start(self.load(), name="context names")
         return (tenant, id_) in self._names
 
+    def _may_be_one(self, asked: Wanted, directive: Directive, tenant: str) -> bool:
+        """Whether to look for the context: always, where its name alone would name an answer."""
+        match = directive.match or self._rules.match_default
+        return asked.how != "key" or match == "key" or self.knows(tenant, asked.id)
+
     async def fit(self, call: Call, directive: Directive, principal: Principal) -> Fitted:
         """The call under the context it asks for, if it asks for one; rights first, then text.
 
@@ -115,7 +120,7 @@ class Contexts:
             StoreError: the base prompt is to be put in front and cannot be read.
         """
         asked = wanted(directive, call.endpoint)
-        if asked is None or (asked.how == "key" and not self.knows(principal.tenant, asked.id)):
+        if asked is None or not self._may_be_one(asked, directive, principal.tenant):
             return Fitted(call)
         user = believed_user(directive, principal)
         try:
@@ -136,7 +141,7 @@ class Contexts:
         The edition of a context that the call would make is not known yet: its terms have none.
         """
         asked = wanted(directive, call.endpoint)
-        if asked is None or (asked.how == "key" and not self.knows(principal.tenant, asked.id)):
+        if asked is None or not self._may_be_one(asked, directive, principal.tenant):
             return Fitted(call)
         user = believed_user(directive, principal)
         try:

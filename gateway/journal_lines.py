@@ -239,8 +239,8 @@ class Lines:
         said: dict[str, Any] = {"bytes_sent": len(text), "blocks": self._hasher.blocks(plan, text)}
         if call.endpoint == "chat":
             said["turn"] = sum(message["role"] == "user" for message in call.messages)
-        if plan.cache_key is not None:
-            parts = (self._hasher.scope(plan.scope), plan.user, plan.cache_key)
+        if plan.affinity is not None:
+            parts = (self._hasher.scope(plan.scope), plan.user, plan.affinity)
             said["conversation"] = self._hasher.of("talk", *parts)
         return said
 

@@ -193,7 +193,7 @@ class Company:
                             return
                         yield Whole(answer)
                         yield piece
-                    case Failed() if len(self.members) > 1:
+                    case Failed():
                         yield piece
                         await self._pipeline.remember(self._call, self._plan, piece, since)
                     case _:
@@ -269,6 +269,8 @@ class Share:
                             self._flight.abandoned = True  # so that nobody joins it any more
                             raise from_failed(piece)
                         break
+                    case Failed():  # the list was refused, and the input's key is its own
+                        yield replace(piece, beyond_key=True)
                     case _:
                         yield piece
             else:

@@ -40,6 +40,7 @@ def plan_of(call: Recorded, wish: Decided) -> Plan:
         salt="",
         kv=KvTerms(),
         cache_key=None,
+        affinity=None,
         fingerprint=b"",
         canonical=b"",
         tier=wish.tier,

@@ -107,6 +107,7 @@ def _is_remembered(plan: Plan, ending: Failed, rules: Rules) -> bool:
         ending.status in _DETERMINISTIC
         and ending.fault != "ours"
         and rules.negative_ttl_s > 0
+        and not ending.beyond_key
         and plan.match != "key"
         and plan.may_read
     )

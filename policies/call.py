@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from policies.numbers import MARK, ExactNumber, canonical_text, unmarked
+from policies.numbers import MARK, ExactNumber, canonical_text, marked, unmarked
 
 Endpoint = Literal["chat", "completions", "embeddings", "responses"]
 
@@ -147,6 +147,16 @@ def canonical(call: Call, *, context_aware: bool = True) -> bytes:
     return _written(form).encode("utf-8", "surrogatepass")
 
 
+def verbatim(call: Call, sent: Mapping[str, Any]) -> bytes:
+    """A body as a backend got it, to be compared with :func:`canonical`; the model is keyed apart.
+
+    Equal bytes mean that the canonical form says all that the backend saw: no field beside it, no
+    null, no number written otherwise.
+    """
+    body = {name: value for name, value in sent.items() if name != "model"}
+    return unmarked(_encode([call.endpoint, body])).encode("utf-8", "surrogatepass")
+
+
 def canonical_before(call: Call, form: bytes) -> bytes | None:
     """The canonical form of the call whose answer this one goes on from, if it goes on from one.
 
@@ -166,7 +176,9 @@ def canonical_before(call: Call, form: bytes) -> bytes | None:
 
 _SAFE_INTEGERS: Final = 2.0**53
 
-_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+_encode = json.JSONEncoder(
+    ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=marked
+).encode
 
 
 def _written(plain: Any) -> str:

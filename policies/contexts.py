@@ -104,8 +104,6 @@ def _wanted(directive: Directive) -> Wanted | None:
     if directive.shared_context is not None:
         return Wanted(directive.shared_context, "named", "shared_context")
     key = directive.cache_key
-    if directive.origins.get("cache_key") == "body prompt_cache_key":
-        key = None  # it names a prompt prefix, and every OpenAI client may send one
     asked: How | None = (
         "shared" if directive.shared else "scope" if directive.scope == "shared" else None
     )

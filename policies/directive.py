@@ -33,6 +33,7 @@ class Directive:
 
     enabled: bool | None = None
     cache_key: str | None = None
+    prompt_cache_key: str | None = None
     ttl_s: float | None = None
     priority: Priority | None = None
     tier: TierName | None = None
@@ -60,6 +61,11 @@ class Directive:
     origins: Mapping[str, str] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
 
+    @property
+    def affinity(self) -> str | None:
+        """What prompts that begin alike are called: it steers routing and retention."""
+        return self.prompt_cache_key if self.cache_key is None else self.cache_key
+
 
 def parse_directive(
     kv_cache: object,
@@ -82,9 +88,8 @@ def parse_directive(
     _read_body(kv_cache, said)
     if prompt_cache_key is not None:
         name = _key_text(prompt_cache_key, "prompt_cache_key", limits)
-        if "cache_key" not in said.fields:
-            said.fields["cache_key"] = name
-            said.origins["cache_key"] = "body prompt_cache_key"
+        said.fields["prompt_cache_key"] = name
+        said.origins["prompt_cache_key"] = "body prompt_cache_key"
     return Directive(
         **said.fields,
         origins=said.origins,

@@ -83,7 +83,7 @@ def _after(call: Call, base: Base, own: Scope, rules: Rules) -> After:
 
 def _session(directive: Directive, scope: Scope, rules: Rules) -> str | None:
     """Hashed, since a key may say something. A context's own name is no conversation's."""
-    name = directive.cache_key
+    name = directive.affinity
     if name is None or name == scope.context:
         return None
     key = blake2b(rules.kv_secret).digest()

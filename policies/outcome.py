@@ -52,6 +52,8 @@ class Failed:
     """No answer, and whose fault that is.
 
     ``body`` is the backend's own error object, ``headers`` what it said beside it, if any.
+    ``beyond_key``: the backend was told more than the entry's key covers, or another one might have
+    been asked. The next caller with the same key may not meet this failure.
     """
 
     status: int
@@ -65,6 +67,7 @@ class Failed:
     cause: Cause = "answered"
     words: str | None = field(default=None, repr=False)
     """The backend's own words where the client must not read them. They are for the log."""
+    beyond_key: bool = field(default=False, compare=False)  # of remembering it, not of the failure
 
 
 @dataclass(frozen=True, slots=True)

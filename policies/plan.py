@@ -21,7 +21,8 @@ class Plan:
 
     ``why_not`` is the miss-reason word for a plan that may not read or may not store:
     ``disabled``, ``too_short``, ``stateful``, ``stream``, ``no_cache``, ``no_store``, ``ttl_0``.
-    ``context`` is the kind of context the client named (``code_review``); the id of a shared
+    ``affinity`` names prompts that begin alike, and no answer: ``cache_key``, else OpenAI's
+    ``prompt_cache_key``. ``context`` is the kind of context the client named (``code_review``); the id of a shared
     context is in ``scope.context``. ``reasons`` stand in the order of deciding. ``salt`` is that of
     the scope's KV, and ``kv`` what else the engine is told of it.
     """
@@ -33,6 +34,7 @@ class Plan:
     salt: str
     kv: KvTerms
     cache_key: str | None
+    affinity: str | None
     fingerprint: bytes
     canonical: bytes
     tier: TierName
@@ -83,7 +85,7 @@ def decide(
     user = believed_user(directive, principal)
     enabled, why_not = _enabled(call, directive, rules, reasons, without)
     scope = _scope(directive, principal, user, rules, reasons, context=context, without=without)
-    matched = _match(directive, rules, reasons)
+    matched = _match(directive, scope, rules, reasons)
     retention = agreed(bids_of(call, directive, rules, context), reasons)
     rights = _rights(call, directive, retention.ttl_s, reasons, enabled=enabled, why_not=why_not)
     # What touches no entry needs no key: the canonical form is half the cost of a decision.
@@ -99,6 +101,7 @@ def decide(
         salt=kv_salt(scope, rules.kv_secret),
         kv=kv_terms(call, directive, scope, user, rules, tier=retention.tier, base=base),
         cache_key=directive.cache_key,
+        affinity=directive.affinity,
         fingerprint=print_,
         canonical=form,
         tier=retention.tier,
@@ -212,17 +215,20 @@ def _scope(
     return Scope("user", tenant, user=user)
 
 
-def _match(directive: Directive, rules: Rules, reasons: list[Reason]) -> Match:
+def _match(directive: Directive, scope: Scope, rules: Rules, reasons: list[Reason]) -> Match:
     """``key`` only for a key that the caller gave as such: it vouches that all its uses agree."""
     wanted = directive.match or rules.match_default
     because = directive.origins.get("match", "config defaults.match")
     if wanted == "key":
-        origin = directive.origins.get("cache_key")
-        if origin == "body prompt_cache_key":
+        if directive.cache_key is not None and directive.cache_key == scope.context:
+            wanted, because = "exact", "the key names a shared context, not an answer"
+        elif directive.cache_key is not None:
+            pass
+        elif directive.prompt_cache_key is not None:
             wanted, because = "exact", "prompt_cache_key names a prompt prefix, not an answer"
-        elif origin is None and directive.match is None:
+        elif directive.match is None:
             wanted, because = "exact", "match key needs a cache_key"
-        elif origin is None:
+        else:
             raise RequestError(
                 "match key needs a cache_key",
                 code="invalid_cache_directive",
@@ -291,6 +297,8 @@ def _note_the_rest(directive: Directive, reasons: list[Reason]) -> None:
     origins = directive.origins
     if directive.cache_key is not None:
         reasons.append(Reason("cache_key", "given", origins["cache_key"]))
+    elif directive.prompt_cache_key is not None:
+        reasons.append(Reason("affinity", "given", origins["prompt_cache_key"]))
     if directive.user is not None:
         reasons.append(Reason("user", "given", origins["user"]))
     if directive.context_aware is False:

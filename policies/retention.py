@@ -75,8 +75,8 @@ def bids_of(call: Call, directive: Directive, rules: Rules, shared: Terms | None
         if profile is not None:
             because = f"context {directive.context}"
             bids.append(Bid(because, None, profile.ttl_s, profile.priority))
-    if directive.cache_key is not None:
-        bids.extend(_prefix_bids(directive.cache_key, rules))
+    if directive.affinity is not None:
+        bids.extend(_prefix_bids(directive.affinity, rules))
     if directive.strategy == "adaptive":
         bids.extend(_adaptive_bids(call, rules))
     if shared is not None:

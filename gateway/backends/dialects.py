@@ -27,7 +27,7 @@ from hashlib import blake2b
 from typing import Any, Final, Literal, assert_never
 
 from gateway.backends.kv_words import kv_member
-from policies.call import DEFAULT_MODEL, Call
+from policies.call import DEFAULT_MODEL, Call, verbatim
 from policies.outcome import Usage
 from policies.plan import Plan
 
@@ -42,6 +42,15 @@ _ISOLATES: Final[Mapping[Dialect, tuple[str, ...]]] = {
     "kvgate": ("kv",), "deepseek": ("user_id",), "vllm": ("cache_salt",), "sglang": ("cache_salt",),
 }  # fmt: skip
 ASKS_USAGE: Final = {"include_usage": True}
+# Of a plan that may store: the same for all plans of one key, or (kv) nothing that our engine refuses.
+_OF_THE_KEY: Final[Mapping[Dialect, tuple[str, ...]]] = {
+    "kvgate": ("kv", "stream", "stream_options"),
+    "openai": ("prompt_cache_options",),
+    "deepseek": ("user_id",),
+    "vllm": ("cache_salt",),
+    "sglang": ("cache_salt",),
+    "llamacpp": ("cache_prompt",),
+}
 _EXPLICIT_FROM: Final = (5, 6)
 _LONGEST_TTL: Final = "30m"  # the only one there is
 _INSTRUCTIONS: Final = ("system", "developer")
@@ -90,6 +99,21 @@ def spoken(
     return body
 
 
+def is_beyond_key(dialect: Dialect, sent: Json, call: Call, plan: Plan) -> bool:
+    """Whether ``sent``, made by :func:`spoken`, says more than the plan's key covers.
+
+    Not counted is what a make gets for every plan of the same key.
+    """
+    of_the_key = set(_OF_THE_KEY.get(dialect, ()))
+    if dialect == "openai" and plan.affinity == plan.cache_key:
+        of_the_key.add("prompt_cache_key")
+    told = {name: value for name, value in sent.items() if name not in of_the_key}
+    try:
+        return verbatim(call, told) != plan.canonical
+    except RecursionError:
+        return True
+
+
 def usage_of(usage: Mapping[str, Any]) -> Usage:
     """Token counts from a ``usage`` object, with the reuse figures of every make."""
     prompt = _count(usage.get("prompt_tokens", usage.get("input_tokens")))
@@ -119,7 +143,7 @@ def with_reuse(data: Json) -> Json:
 
 
 def _speak_openai(body: Json, call: Call, plan: Plan) -> None:
-    body["prompt_cache_key"] = _name(plan.salt, plan.cache_key or "")
+    body["prompt_cache_key"] = _name(plan.salt, plan.affinity or "")
     if not _knows_breakpoints(plan.model):
         body.pop("prompt_cache_options", None)
         return

@@ -20,6 +20,7 @@ from gateway.errors import BackendFault
 from policies.affinity import CHUNK_TOKENS, Affinity, Chain, chain_of
 from policies.call import Call
 from policies.eviction import Priority
+from policies.outcome import Failed
 from policies.plan import Plan
 
 Strategy = Literal["prefix", "least_busy", "round_robin"]
@@ -120,8 +121,8 @@ class Group:
         key = None
         if self._strategy == "prefix" and plan.reuse_prefix and call.endpoint != "embeddings":
             chain = _chain(_root(plan.model, plan.salt), _prompt(call))
-            if plan.cache_key is not None:
-                key = _digest(_root(plan.model, plan.salt), plan.cache_key)
+            if plan.affinity is not None:
+                key = _digest(_root(plan.model, plan.salt), plan.affinity)
         favourite = self._last_of.get(key) if key is not None else None
         order = self._order(chain, favourite)
         return [Candidate(self, self.members[name], chain, key) for name in order]
@@ -136,7 +137,13 @@ class Group:
         try:
             async with aclosing(candidate.member.run(call, plan)) as pieces:
                 async for piece in pieces:
-                    yield replace(piece, backend=name) if isinstance(piece, Opening) else piece
+                    match piece:
+                        case Opening():
+                            yield replace(piece, backend=name)
+                        case Failed() if len(self.members) > 1:
+                            yield replace(piece, beyond_key=True)  # the next call may go elsewhere
+                        case _:
+                            yield piece
         finally:
             self._in_the_air[name] -= 1
 

@@ -8,6 +8,7 @@ asked for, so that a plain answer comes back byte for byte as the server made it
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any, Final
 
 import aiohttp
@@ -16,7 +17,7 @@ from gateway import exact_json
 from gateway.backends.answers import Progress, json_object, read
 from gateway.backends.base import Forwarded, KnownPrefix
 from gateway.backends.connections import Requests
-from gateway.backends.dialects import ASKS_USAGE, Dialect, spoken, usage_of
+from gateway.backends.dialects import ASKS_USAGE, Dialect, is_beyond_key, spoken, usage_of
 from gateway.backends.kv_words import known_prefix, lookup_wish
 from gateway.backends.lanes import Lanes
 from gateway.backends.refusals import passed_back, refused
@@ -129,7 +130,9 @@ class OpenAIBackend:
         except asyncio.CancelledError:
             raise
         except GatewayError as error:
-            yield to_failed(error)
+            sent = spoken(self._dialect, call, plan, alone=self._alone)
+            beyond_key = plan.may_store and is_beyond_key(self._dialect, sent, call, plan)
+            yield replace(to_failed(error), beyond_key=beyond_key)
         except aiohttp.ConnectionTimeoutError:
             message = f"{self.name} cannot be reached in time"
             yield _failed(504, "backend_connect_timeout", message, "unreachable")

@@ -216,10 +216,12 @@ def test_unknown_words_are_remembered_within_limits() -> None:
     assert max(map(len, said.unknown)) == 40
 
 
-def test_prompt_cache_key_is_the_cache_key_when_none_is_given() -> None:
+def test_prompt_cache_key_steers_when_no_cache_key_is_given_and_names_nothing() -> None:
     said = directive_of(None, None, "user-7")
-    assert (said.cache_key, said.origins["cache_key"]) == ("user-7", "body prompt_cache_key")
-    assert directive_of({"cache_key": "mine"}, None, "user-7").cache_key == "mine"
+    assert (said.cache_key, said.affinity) == (None, "user-7")
+    assert said.origins["prompt_cache_key"] == "body prompt_cache_key"
+    both = directive_of({"cache_key": "mine"}, None, "user-7")
+    assert (both.cache_key, both.affinity) == ("mine", "mine")
 
 
 def test_a_malformed_prompt_cache_key_is_a_400() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from policies.call import RequestError, canonical
 from policies.keys import Principal, Scope, entry_key, fingerprint, kv_salt, public_key
 from policies.plan import Plan
-from policies.rules import PrefixRule, ProfileRule
+from policies.rules import PrefixRule, ProfileRule, Rules
 from tests.policies.making import OPEN, RULES, because, call_of, few, plan_of, terms_of
 
 ACME = Principal("acme")
@@ -378,7 +378,33 @@ class TestKeys:
     def test_match_key_does_not_take_a_prompt_cache_key_for_an_answers_name(self) -> None:
         plan = plan_of({"match": "key"}, prompt_cache_key="user-7")
         assert plan.match == "exact"
-        assert plan.cache_key == "user-7"
+        assert (plan.cache_key, plan.affinity) == (None, "user-7")
+
+    def test_a_prompt_cache_key_splits_and_names_no_entry(self) -> None:
+        plain = plan_of({"enabled": True})
+        assert plan_of({"enabled": True}, prompt_cache_key="user-7").key == plain.key
+        named = plan_of({"cache_key": "k", "match": "key"})
+        assert plan_of({"cache_key": "k", "match": "key"}, prompt_cache_key="u").key == named.key
+
+    @pytest.mark.parametrize("rules", [RULES, replace(RULES, match_default="key")])
+    def test_the_name_of_a_shared_context_identifies_no_answer(self, rules: Rules) -> None:
+        match: dict[str, str] = {} if rules.match_default == "key" else {"match": "key"}
+        one, other = (
+            plan_of(
+                {"enabled": True, "cache_key": "team", **match},
+                call=call_of(text),
+                principal=MEMBER,
+                context=terms_of(),
+                rules=rules,
+            )
+            for text in ("one", "other")
+        )
+        assert one.match == "exact"
+        assert because(one, "match")[1] == "the key names a shared context, not an answer"
+        assert one.key != other.key
+        wish = {"cache_key": "a", **match}
+        named = plan_of(wish, principal=MEMBER, context=terms_of(), rules=rules)
+        assert named.match == "key", "a name of its own does, under a context too"
 
     def test_semantic_matching_falls_back_to_exact_and_says_so(self) -> None:
         plan = plan_of({"enabled": True, "match": "semantic"})
