@@ -56,6 +56,7 @@ class Conversation:
             "calls": tally.calls,
             "hits": tally.hits,
             "hit_rate": round(tally.hits / tally.calls, 4),
+            "stored_rate": round(tally.stored_hits / tally.calls, 4),
             "levels": dict(tally.levels),
             "repeats": tally.repeats,
             "uncached": tally.uncached,

@@ -18,7 +18,15 @@ from gateway.whatif_sweep import OF_KV, Point, Sweep
 from policies.analytics import spoken
 
 WIDTH: Final = 110
-COUNTED: Final = ("requests", "hits", "hit_rate", "tokens_saved", "seconds_saved", "money_saved")
+COUNTED: Final = {
+    "requests": "calls",
+    "stored_answers": "stored answers",
+    "stored_rate": "from the store",
+    "reuse_rate": "prompts reused",
+    "tokens_saved": "tokens saved",
+    "seconds_saved": "seconds saved",
+    "money_saved": "money saved",
+}
 Curves = Sequence[tuple[Sweep, Sequence[Point]]]
 
 
@@ -55,9 +63,7 @@ def text(
 
 def calls(runs: Sequence[Run]) -> Table:
     """Totals and levels, a run after the other; of the second what is different, too."""
-    shown = _table(
-        "calls", *(name.replace("_saved", " saved").replace("_", " ") for name in COUNTED)
-    )
+    shown = _table("", *COUNTED.values())
     for run in runs:
         told = run.as_dict()
         shown.add_section()
@@ -73,7 +79,9 @@ def calls(runs: Sequence[Run]) -> Table:
 
 def tiers(runs: Sequence[Run]) -> Table:
     """How full each tier got, and what went."""
-    shown = _table("tier", "hits", "most bytes", "of bytes", "entries", "evictions", "ttl s")
+    shown = _table(
+        "tier", "stored answers", "most bytes", "of bytes", "entries", "evictions", "ttl s"
+    )
     for run in runs:
         if len(runs) > 1:
             shown.add_section()
@@ -83,7 +91,7 @@ def tiers(runs: Sequence[Run]) -> Table:
             tier = told[name]
             shown.add_row(
                 f"  {name}",
-                f"{tier['hits']:,}",
+                f"{tier['stored_answers']:,}",
                 _size(tier["peak_bytes"]),
                 _size(tier["max_bytes"]),
                 f"{tier['entries']:,}",
@@ -145,7 +153,7 @@ def curve(sweep: Sweep, points: Sequence[Point]) -> Table:
 
 def recommendations(advice: Sequence[Advice]) -> Table:
     """What is proposed, and the gain."""
-    shown = _table("recommended", "now", "then", "hits", "hit rate", "tokens", "money", "because")
+    shown = _table("recommended", "now", "then", "found", "share", "tokens", "money", "because")
     shown.columns[-1].justify = "left"
     if advice:
         shown.caption = f"tried on {spoken(advice[0].span_s)} of traffic"
@@ -220,7 +228,7 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 def _cell(name: str, value: float) -> str:
     match name:
-        case "hit_rate":
+        case "stored_rate" | "reuse_rate":
             return f"{value:.1%}"
         case "seconds_saved":
             return f"{value:,.1f}"

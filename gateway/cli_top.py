@@ -37,7 +37,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="One look: counts since the start.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each look.")] = False,
 ) -> None:
-    """Rates, hits, latency, tiers, misses, backends and warm jobs, live. Ctrl-C ends."""
+    """Rates, answers from the store, prompt reuse, latency, tiers, misses, backends and warm jobs, live. Ctrl-C ends."""
     with one_line():
         from rich.console import Console
 
@@ -147,16 +147,22 @@ def _head(shown: Frame, url: str) -> "RenderableType":
     first.append(shown["status"], style="green" if shown["status"] == "ready" else "bold yellow")
     first.append(f"{tenant}  {window}")
     second = (
-        f"{_number(rate)} calls/s  hits {_percent(shown['hit_rate'])}  "
-        f"errors {shown['errors']:,}  store errors {shown['store_errors']:,}"
+        f"{_number(rate)} calls/s  errors {shown['errors']:,}  "
+        f"store errors {shown['store_errors']:,}"
     )
     if shown["flights"] is not None:
         second += f"  in the air {shown['flights']:,}"
     third = (
-        f"saved since the start: {since['tokens_saved']:,} tokens, {since['seconds_saved']:,.1f} s, "
-        f"{since['money_saved']:,.4f} money, {_percent(since['hit_rate'])} of {since['requests']:,}"
+        f"from the store {_percent(shown['stored_rate'])} "
+        f"({_percent(since['stored_rate'])} since the start)  "
+        f"prompts reused {_percent(shown['reuse_rate'])} ({_percent(since['reuse_rate'])})"
     )
-    rest = (Text(line, overflow="ellipsis", no_wrap=True) for line in (second, third, ""))
+    fourth = (
+        f"saved since the start: {since['tokens_saved']:,} tokens, {since['seconds_saved']:,.1f} s, "
+        f"{since['money_saved']:,.4f} money"
+    )
+    lines = (second, third, fourth, "")
+    rest = (Text(line, overflow="ellipsis", no_wrap=True) for line in lines)
     return Group(first, *rest)
 
 

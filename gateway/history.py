@@ -15,7 +15,10 @@ from gateway.tally import BUCKETS_S, Tally, Views
 LEVELS: Final = ("response", "semantic", "prefix", "negative", "none")
 STORED: Final = ("response", "semantic", "negative")
 """Levels that answer without a backend: the others are computed."""
-COLUMNS: Final = (*LEVELS, "errors", "tokens_saved", "seconds_saved", "money_saved")
+COLUMNS: Final = (
+    *LEVELS, "errors", "tokens_saved", "seconds_saved", "money_saved", "prompt_tokens",
+    "prompt_tokens_reused",
+)  # fmt: skip
 FINE_S: Final = 300.0
 COARSE_S: Final = 10.0
 KEPT_S: Final = 3600.0
@@ -39,6 +42,8 @@ def counts_of(numbers: Numbers, views: Views) -> Counts:
         whole.tokens_saved,
         round(whole.seconds_saved, 6),
         round(whole.money_saved, 9),
+        whole.prompt_tokens,
+        whole.reused_tokens,
         *stored,
         *computed,
     ]

@@ -90,12 +90,17 @@ _SPENT: Final = tuple(one.name for one in fields(Spent))
 class Tally:
     """Sums over calls of one kind; ``within`` are their answer times by bucket.
 
-    The ``collapsed`` calls read along with another's; what they saved is in ``tokens_saved`` and
+    ``hits`` are calls that either level helped, ``stored`` those that a stored answer answered.
+    ``reused_tokens`` of the ``prompt_tokens`` that backends were sent had their KV ready. The
+    ``collapsed`` calls read along with another's; what they saved is in ``tokens_saved`` and
     ``money_saved`` too.
     """
 
     requests: int = 0
     hits: int = 0
+    stored: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
     collapsed: int = 0
     stale: int = 0
     store_errors: int = 0
@@ -126,16 +131,24 @@ class Tally:
                 self.collapsed += 1
                 self.collapsed_tokens += outcome.tokens_saved
                 self.collapsed_money += money
+            else:
+                self.prompt_tokens += outcome.hit_tokens + outcome.miss_tokens
+                self.reused_tokens += outcome.hit_tokens
             self.store_errors += outcome.store_error
             self.hit_tokens += outcome.hit_tokens
             self.miss_tokens += outcome.miss_tokens
             self.completion_tokens += outcome.completion_tokens
+        elif outcome.level != "negative":
+            self.stored += 1
 
     def merge(self, other: "Tally") -> None:
         """Take the sums of ``other`` on top."""
         # One by one takes half as long as a loop over the fields, and workers' tallies are many.
         self.requests += other.requests
         self.hits += other.hits
+        self.stored += other.stored
+        self.prompt_tokens += other.prompt_tokens
+        self.reused_tokens += other.reused_tokens
         self.collapsed += other.collapsed
         self.stale += other.stale
         self.store_errors += other.store_errors
@@ -151,19 +164,31 @@ class Tally:
         self.within = list(map(add, self.within, other.within))
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON for ``/v1/cache/stats``."""
+        """JSON for ``/v1/cache/stats``. The two rates are shares of different things: no sum of them."""
         return {
             "requests": self.requests,
             "hits": self.hits,
-            "hit_rate": round(self.hits / self.requests, 4) if self.requests else 0.0,
+            "hit_rate": _share(self.hits, self.requests),
+            "stored_answers": self.stored,
+            "stored_rate": _share(self.stored, self.requests),
+            "prompt_tokens": self.prompt_tokens,
+            "prompt_tokens_reused": self.reused_tokens,
+            "reuse_rate": _share(self.reused_tokens, self.prompt_tokens),
             "tokens_saved": self.tokens_saved,
             "seconds_saved": round(self.seconds_saved, 6),
             "money_saved": round(self.money_saved, 9),
         }
 
 
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 4) if whole else 0.0
+
+
 _SUMS: Final = tuple(one.name for one in fields(Tally) if one.name != "within")
-_SHOWN: Final = ("requests", "hits", "tokens_saved", "seconds_saved", "money_saved")
+_SHOWN: Final = (
+    "requests", "hits", "stored", "prompt_tokens", "reused_tokens", "tokens_saved", "seconds_saved",
+    "money_saved",
+)  # fmt: skip
 Row = tuple[float, ...]
 _ROW: Final = attrgetter(*_SUMS)
 _SHOWN_ROW: Final = attrgetter(*_SHOWN)

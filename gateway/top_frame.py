@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 LEVELS: Final = ("response", "semantic", "prefix", "negative", "none")
+SINCE_START: Final = (
+    "requests", "hit_rate", "stored_rate", "reuse_rate", "tokens_saved", "seconds_saved",
+    "money_saved",
+)  # fmt: skip
 QUANTILES: Final = {"p50_s": 0.5, "p95_s": 0.95}
 Json = Mapping[str, Any]
 
@@ -38,10 +42,11 @@ def frame(now: Look, before: Look | None) -> dict[str, Any]:
         "requests": requests,
         "requests_per_s": _rate(requests, interval_s),
         "hit_rate": _share(hits, requests),
-        "since_start": {
-            name: now.stats.get(name, 0)
-            for name in ("requests", "hit_rate", "tokens_saved", "seconds_saved", "money_saved")
-        },
+        "stored_rate": _share(_grown(now.stats, was, "stored_answers"), requests),
+        "reuse_rate": _share(
+            _grown(now.stats, was, "prompt_tokens_reused"), _grown(now.stats, was, "prompt_tokens")
+        ),
+        "since_start": {name: now.stats.get(name, 0) for name in SINCE_START},
         "errors": _grown(now.stats, was, "errors"),
         "store_errors": _grown(now.stats, was, "store_errors"),
         "flights": now.stats.get("flights"),

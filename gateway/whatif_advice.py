@@ -30,7 +30,8 @@ MOST_KV_SIZES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """One proposal. Gains are against the run as it is; less is negative. Hits of KV are blocks.
+    """One proposal. Gains are against the run as it is; less is negative. ``hits`` are answers from
+    the store, or blocks of KV; one is never added to the other.
 
     ``span_s`` is how long the traffic was that it was tried on.
     """
@@ -96,7 +97,7 @@ def _tier_size(runner: Runner, base: Setting, run: Run, tier: TierName) -> Itera
         best, best_run = size, tried
     option = f"tiers.{tier}.max_bytes"
     if best > now:
-        if best_run.totals["hits"] > run.totals["hits"]:
+        if best_run.totals["stored_answers"] > run.totals["stored_answers"]:
             evictions = run.answers.replayed.fills[TIERS.index(tier)].evictions
             because = f"full: {evictions:,} went for want of room"
             yield _advice(option, now=now, proposed=best, run=run, better=best_run, because=because)
@@ -120,13 +121,13 @@ def _ttl(runner: Runner, base: Setting, run: Run, tier: TierName) -> Iterator[Ad
     assert run.answers is not None
     if not tried:
         return
-    most = max(one.totals["hits"] for _, one in tried) - run.totals["hits"]
+    most = max(one.totals["stored_answers"] for _, one in tried) - run.totals["stored_answers"]
     if most < max(1.0, WORTH * run.answers.found.lookups):
         return
     ttl_s, best = next(
         (ttl_s, one)
         for ttl_s, one in tried
-        if one.totals["hits"] - run.totals["hits"] >= 0.9 * most
+        if one.totals["stored_answers"] - run.totals["stored_answers"] >= 0.9 * most
     )
     because = "answers were asked for again after they had expired"
     option = f"tiers.{tier}.ttl"
@@ -181,8 +182,8 @@ def _advice(
         option=option,
         now=now,
         proposed=proposed,
-        hits=int(gain("hits")),
-        hit_rate=gain("hit_rate"),
+        hits=int(gain("stored_answers")),
+        hit_rate=gain("stored_rate"),
         tokens=int(gain("tokens_saved")),
         money=gain("money_saved"),
         because=because,

@@ -61,18 +61,22 @@ def content(
     times: TimesOf,
     failures: int,
     requests: int,
-    savings: Mapping[str, Any] | None,
+    gateway: Mapping[str, Any] | None,
     memory: Mapping[str, Samples],
     users: int,
 ) -> dict[str, Any]:
-    """The report as JSON. ``savings`` is the gateway's own, of this run; None where it does not say."""
+    """The report as JSON. ``gateway`` is what it counted in this run; None where it does not say."""
     trends = trends_of(memory)
+    counted = gateway or {}
+    savings = counted.get("savings")
+    prompt_tokens, reused = counted.get("prompt_tokens"), counted.get("prompt_tokens_reused")
     whole = rows[-1] if rows else None
     return {
         "users": users,
         "requests": requests,
         "failures": failures,
-        "hit_rate": round(whole.hit_rate, 4) if whole else None,
+        "stored_rate": round(whole.stored_rate, 4) if whole else None,
+        "reuse_rate": round(reused / prompt_tokens, 4) if reused and prompt_tokens else None,
         "saved_s": {
             "gateway": None if savings is None else savings["response"]["seconds"],
             "users": round(sum(saved_s(times).values()), 1),
@@ -112,15 +116,18 @@ def markdown(known: Mapping[str, Any], made: Mapping[str, Any], rows: Sequence[R
     waiting = (
         f"**{made['saved_s']['users']:.0f} s** of users' waiting (beside the computed answers)"
     )
+    rate = made["reuse_rate"]
+    reuse = "(the gateway does not say)" if rate is None else f"**{rate:.1%}**"
     lines = [
         "# Users",
         "",
         origin,
         "",
         f"{made['users']} users, {made['requests']} requests, **{made['failures']} failures**.",
-        f"Hit rate **{made['hit_rate'] or 0:.1%}**. Saved: {said}{waiting}.",
+        f"Answers from the store **{made['stored_rate'] or 0:.1%}**, prompt tokens reused {reuse}.",
+        f"Saved: {said}{waiting}.",
         "",
-        *hit_rate_table(rows),
+        *places_table(rows),
         "",
         *times_table(made),
     ]
@@ -129,14 +136,12 @@ def markdown(known: Mapping[str, Any], made: Mapping[str, Any], rows: Sequence[R
     return "\n".join(lines) + "\n"
 
 
-def hit_rate_table(rows: Sequence[Row]) -> list[str]:
-    """Lines of Markdown."""
-    lines = [_line("scenario", "answers", *PLACES, "hit rate", "tokens saved"), _rule(7)]
+def places_table(rows: Sequence[Row]) -> list[str]:
+    """Lines of Markdown: where the answers came from."""
+    lines = [_line("scenario", "answers", *PLACES, "tokens saved"), _rule(6)]
     for row in rows:
         shares = (f"{row.shares[place]:.1%}" for place in PLACES)
-        lines.append(
-            _line(row.scenario, row.answers, *shares, f"{row.hit_rate:.1%}", row.tokens_saved)
-        )
+        lines.append(_line(row.scenario, row.answers, *shares, row.tokens_saved))
     return lines
 
 

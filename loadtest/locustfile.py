@@ -11,7 +11,7 @@ A request fails on a status other than 200, without its ``X-Cache-*`` headers, w
 stream without its end, or with a key that another tenant's answer had. In locust's table the
 ``POST`` lines are the requests; beside them, not counted in its sums, stand ``TTFT`` (a stream's time
 to its first word), ``FROM response``, ``prefix``, ``collapsed``, ``none`` (the same answers by where
-they came from) and ``END stop`` or ``length`` (by how they ended). The hit rates are printed at the
+they came from) and ``END stop`` or ``length`` (by how they ended). Where answers came from is printed at the
 end. The exit status is 1 when any request failed.
 """
 
@@ -60,6 +60,8 @@ walls: Final = Walls()
 memory: Final[dict[str, list[tuple[float, float]]]] = {}
 _numbers: Final = itertools.count()
 _before: Final[dict[str, Any]] = {}
+COUNTED: Final = ("savings", "prompt_tokens", "prompt_tokens_reused")
+"""Of the gateway's statistics, what the report is made of."""
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]  # locust is untyped here
@@ -246,7 +248,7 @@ def begin(environment: Any, **_: Any) -> None:
     """Remember what was saved before, and watch the memory from now on."""
     if isinstance(environment.runner, WorkerRunner):
         return
-    _before["savings"] = _savings(environment)
+    _before["gateway"] = _counted(environment)
     memory.clear()
     if pid := environment.parsed_options.watch_pid:
         threading.Thread(target=_watch, args=(environment, pid), daemon=True).start()
@@ -258,7 +260,7 @@ def finish(environment: Any, **_: Any) -> None:
     rows = tally.rows()
     if not rows or isinstance(environment.runner, WorkerRunner):
         return
-    Console(width=100).print(hit_rates(rows))
+    Console(width=100).print(places(rows))
     for name, found in locust_report.trends_of(memory).items():
         print(
             f"{name}: {found.mean_mib:.0f} MiB in the second half, "
@@ -269,30 +271,28 @@ def finish(environment: Any, **_: Any) -> None:
         write(environment, options.report)
 
 
-def hit_rates(rows: list[Any]) -> Table:
+def places(rows: list[Any]) -> Table:
     """What people read."""
-    shown = Table(title="hit rates")
+    shown = Table(title="where answers came from")
     shown.add_column("scenario")
-    for name in ("answers", *PLACES, "hit rate", "tokens saved"):
+    for name in ("answers", *PLACES, "tokens saved"):
         shown.add_column(name, justify="right")
     for row in rows:
         parts = (f"{row.shares[place]:.1%}" for place in PLACES)
-        shown.add_row(
-            row.scenario, str(row.answers), *parts, f"{row.hit_rate:.1%}", str(row.tokens_saved)
-        )
+        shown.add_row(row.scenario, str(row.answers), *parts, str(row.tokens_saved))
     return shown
 
 
 def write(environment: Any, stem: str) -> None:
     """STEM.json and STEM.md."""
-    after, before = _savings(environment), _before.get("savings")
+    after, before = _counted(environment), _before.get("gateway")
     total = environment.stats.total
     made = locust_report.content(
         rows=tally.rows(),
         times=_times(environment.stats),
         failures=total.num_failures,
         requests=total.num_requests,
-        savings=None if after is None else locust_report.difference(before, after),
+        gateway=None if after is None else locust_report.difference(before, after),
         memory=memory,
         users=environment.parsed_options.num_users or 0,
     )
@@ -336,14 +336,15 @@ def _watch(environment: Any, pid: int) -> None:
         time.sleep(SAMPLE_S)
 
 
-def _savings(environment: Any) -> dict[str, Any] | None:
-    """What the gateway says it saved so far; None where it does not tell us."""
+def _counted(environment: Any) -> dict[str, Any] | None:
+    """What the gateway counted and saved so far; None where it does not tell us."""
     options = environment.parsed_options
     request = urllib.request.Request(f"{environment.host}/v1/cache/stats")
     if options.api_key:
         request.add_header("Authorization", f"Bearer {options.api_key}")
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
-            return cast(dict[str, Any], json.load(answer)["savings"])
+            found = json.load(answer)
+            return {name: found[name] for name in COUNTED}
     except (OSError, ValueError, LookupError):
         return None

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 PLACES: Final = ("response", "prefix", "collapsed", "none")
 """The levels of ``X-Cache-Level``; ``collapsed`` are those who read along with another's call."""
-HITS: Final = ("response", "prefix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +19,13 @@ class Row:
     tokens_saved: int
 
     @property
-    def hit_rate(self) -> float:
-        """The share of answers from the store or with KV of the engine's reused."""
-        return sum(self.shares[place] for place in HITS)
+    def stored_rate(self) -> float:
+        """The share of answers from the store. That of reused prompts is another thing, and no part."""
+        return self.shares["response"]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON."""
-        return {**asdict(self), "hit_rate": self.hit_rate}
+        return {**asdict(self), "stored_rate": self.stored_rate}
 
 
 class Tally:

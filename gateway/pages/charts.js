@@ -5,14 +5,14 @@ import { count, minutes, seconds, share, time } from "./format.js";
 import { el, keyed, say, table, text } from "./tables.js";
 
 const STEPS = 30;
-const HITS = ["response", "semantic", "prefix", "negative"];
+const LEVELS = ["response", "semantic", "negative", "prefix", "none"];
 const SAID = {
   response: "Stored answer", semantic: "Similar question", prefix: "Reused prefix",
-  negative: "Remembered refusal", none: "Miss",
+  negative: "Remembered refusal", none: "Computed whole",
 };
 const TIMES = [
-  { name: "Hits, median", group: "stored", q: 0.5, color: "response" },
-  { name: "Hits, p95", group: "stored", q: 0.95, color: "response", dash: [2, 4] },
+  { name: "Stored, median", group: "stored", q: 0.5, color: "response" },
+  { name: "Stored, p95", group: "stored", q: 0.95, color: "response", dash: [2, 4] },
   { name: "Computed, median", group: "computed", q: 0.5, color: "prefix" },
   { name: "Computed, p95", group: "computed", q: 0.95, color: "prefix", dash: [2, 4] },
 ];
@@ -56,11 +56,10 @@ export class Past {
     for (const [, counts] of rows) for (let i = 0; i < wide; i += 1) sums[i] += counts[i];
     const named = Object.fromEntries(this.columns.map((name, index) => [name, sums[index]]));
     const times = sums.slice(this.columns.length);
-    const calls = [...HITS, "none"].reduce((all, level) => all + named[level], 0);
     return {
       ...named,
-      calls,
-      hits: calls - named.none,
+      calls: LEVELS.reduce((all, level) => all + named[level], 0),
+      kept: named.response + named.semantic,
       stored: times.slice(0, this.bounds.length + 1),
       computed: times.slice(this.bounds.length + 1),
     };
@@ -190,26 +189,22 @@ class Chart {
 
 export class Levels extends Chart {
   constructor() {
-    super("levels", () => this.levels().map((level) => ({
+    super("levels", () => LEVELS.map((level) => ({
       name: SAID[level],
       kind: level,
       value: (sum) => this.measure === "share"
         ? (sum.calls ? share(sum[level] / sum.calls) : "–") : count(sum[level]),
     })));
-    this.title = "Hits by level";
+    this.title = "Where answers came from";
     this.measure = "share";
   }
 
-  levels() {
-    return this.measure === "share" ? HITS : [...HITS, "none"];
-  }
-
-  // Each level on top of those before it; the highest is drawn first.
+  // Each level on top of those before it, all calls in sum; the highest is drawn first.
   data() {
     const { starts, sums } = this.steps;
-    const stacked = this.levels().map((_, upTo) => sums.map((sum) => {
+    const stacked = LEVELS.map((_, upTo) => sums.map((sum) => {
       if (!sum.calls) return null;
-      const height = this.levels().slice(0, upTo + 1).reduce((all, level) => all + sum[level], 0);
+      const height = LEVELS.slice(0, upTo + 1).reduce((all, level) => all + sum[level], 0);
       return this.measure === "share" ? height / sum.calls : height;
     }));
     return [starts, ...stacked.reverse()];
@@ -220,7 +215,7 @@ export class Levels extends Chart {
     const y = this.measure === "share" ? { range: [0, 1] } : { range: (_, low, high) => [0, Math.max(1, high * 1.08)] };
     const values = (_, ticks) => ticks.map((tick) => this.measure === "share"
       ? `${Math.round(tick * 100)} %` : Number.isInteger(tick) ? count(tick) : "");
-    const series = this.levels().map((level) => ({
+    const series = LEVELS.map((level) => ({
       fill: color(level), stroke: color(level), width: 0, paths: bars, points: { show: false },
     }));
     return { ...this.base(y, { values }), series: [{}, ...series.reverse()] };
@@ -255,8 +250,8 @@ export class Latency extends Chart {
       values: (_, ticks) => ticks.map(seconds),
     };
     const series = TIMES.map((one) => ({
-      stroke: color(one.color), width: 2, dash: one.dash, spanGaps: true,
-      points: { show: !one.dash, size: 5, fill: color(one.color), stroke: color(one.color) },
+      stroke: color(one.color), width: 2, dash: one.dash, spanGaps: false,  // without calls there is no time
+      points: { show: true, size: one.dash ? 3 : 5, fill: color(one.color), stroke: color(one.color) },
     }));
     return { ...this.base({ distr: 3, range }, marks), series: [{}, ...series] };
   }

@@ -128,9 +128,10 @@ function status(kind, said) {
 
 const shows = {
   stats(stats) {
-    stat("hit_rate", share(stats.hit_rate));
+    stat("stored_rate", share(stats.stored_rate));
+    stat("reuse_rate", share(stats.reuse_rate));
     stat("requests", count(stats.requests));
-    document.title = stats.requests ? `${share(stats.hit_rate)} hits · kvgate` : "kvgate dashboard";
+    document.title = stats.requests ? `${share(stats.stored_rate)} from the store · kvgate` : "kvgate dashboard";
     const net = stats.savings.net;
     stat("seconds_saved", seconds(net.seconds));
     stat("tokens_saved", count(net.tokens));
@@ -154,7 +155,7 @@ const shows = {
   },
 };
 
-// The mean time of hits, and of what was computed.
+// The mean time of stored answers, and of computed ones.
 function speed(times, levels) {
   const mean = (names) => {
     const found = names.filter((name) => times[name]);
@@ -164,7 +165,7 @@ function speed(times, levels) {
   const hit = mean(["response", "semantic", "negative"]);
   const computed = mean(["prefix", "none"]);
   stat("speed", hit === null ? "–" : seconds(hit));
-  note("speed", computed === null ? "a hit, on average" : `a hit; computed ${seconds(computed)}`);
+  note("speed", computed === null ? "stored, on average" : `stored; computed ${seconds(computed)}`);
 }
 
 function stat(name, said) {
@@ -178,7 +179,10 @@ function note(name, said) {
 function overTime() {
   const recent = state.past.over(RECENT_S);
   const stats = state.sections.stats;
-  note("hit_rate", recent.calls ? `${share(recent.hits / recent.calls)} in the last 5 min` : "none asked in the last 5 min");
+  note("stored_rate", recent.calls ? `of calls; ${share(recent.kept / recent.calls)} in the last 5 min` : "none asked in the last 5 min");
+  note("reuse_rate", recent.prompt_tokens
+    ? `of computed prompts; ${share(recent.prompt_tokens_reused / recent.prompt_tokens)} in the last 5 min`
+    : "none computed in the last 5 min");
   const failed = stats?.errors ? `, ${count(stats.errors)} failed` : "";
   note("requests", `${(recent.calls / RECENT_S).toFixed(recent.calls < 3000 ? 2 : 0)} a second${failed}`);
   const steps = state.past.steps(state.range);
@@ -195,7 +199,7 @@ function tiers(all) {
     said: `${bytes(tier.size_bytes)}${tier.max_bytes ? ` of ${bytes(tier.max_bytes)}` : ""}`,
     part: tier.max_bytes ? tier.size_bytes / tier.max_bytes : null,
     below: `${tier.store}: ${count(tier.entries)} entries, ${count(tier.evictions)} evicted, ` +
-      `${count(tier.hits)} of ${count(tier.requests)} calls hit`,
+      `${count(tier.stored_answers)} of ${count(tier.requests)} calls answered`,
   })));
 }
 
@@ -289,7 +293,7 @@ const lists = {
       { title: "Conversation", free: true, cell: (one, td) => fill(td, [
         ["div", one.id, "name"], ["div", [whose(one), one.user, one.class].filter(Boolean).join(" · "), "sub"]]) },
       { title: "Calls", num: true, cell: text((one) => count(one.calls)) },
-      { title: "Hit rate", num: true, cell: text((one) => share(one.hit_rate)) },
+      { title: "From the store", num: true, cell: text((one) => share(one.stored_rate)) },
       { title: "Reuse potential", num: true, cell: text((one) => share(one.reuse_potential)) },
       { title: "Time saved", num: true, cell: text((one) => seconds(one.seconds_saved)) },
       { title: "Last call", num: true, cell: text((one) => time(one.last_seen)) },

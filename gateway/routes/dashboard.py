@@ -47,9 +47,14 @@ class DashboardRoutes:
 
     def mount(self, router: web.UrlDispatcher) -> None:
         """Put the handlers where they belong."""
+        router.add_get("/", guarded(self.home))
         router.add_get("/dashboard", guarded(self.page))
         router.add_get("/dashboard/live", guarded(self.live))
         router.add_get("/dashboard/{file:.+}", guarded(self.file))
+
+    async def home(self, _: web.Request) -> web.Response:
+        """Whoever opens the bare address is led to the page."""
+        return web.Response(status=302, headers={**HEADERS, "Location": "/dashboard"})
 
     async def page(self, request: web.Request) -> web.Response:
         """The page. Needs no key."""

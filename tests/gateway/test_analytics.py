@@ -71,6 +71,7 @@ def test_a_conversation_says_what_was_measured_of_it() -> None:
         "calls": 5,
         "hits": 4,
         "hit_rate": 0.8,
+        "stored_rate": 0.8,
         "levels": {"none": 1, "response": 4},
         "repeats": 4,
         "uncached": 0,

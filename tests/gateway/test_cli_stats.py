@@ -20,8 +20,9 @@ def invoke(*arguments: str) -> Result:
 
 
 COUNTED = {
-    "requests": 1234, "hits": 617, "hit_rate": 0.5, "tokens_saved": 99, "seconds_saved": 12.34,
-    "money_saved": 0.5,
+    "requests": 1234, "hits": 900, "hit_rate": 0.7293, "stored_answers": 617, "stored_rate": 0.5,
+    "prompt_tokens": 2000, "prompt_tokens_reused": 500, "reuse_rate": 0.25, "tokens_saved": 99,
+    "seconds_saved": 12.34, "money_saved": 0.5,
 }  # fmt: skip
 STATS = {
     **COUNTED,
@@ -72,10 +73,37 @@ def test_stats_are_a_table(answering: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert done.exit_code == 0, done.output
     assert asked == [("/v1/cache/stats", f"Bearer {GOOD_KEY}")]
     rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
-    numbers = "1,234 617 50.0% 99 12.3 0.5000"
+    assert rows[:2] == [
+        "answers from the store 50.0% (617 of 1,234 calls)",
+        "prompt tokens reused 25.0% (500 of 2,000 sent to backends)",
+    ]
+    numbers = "1,234 50.0% 25.0% 99 12.3 0.5000"
     for name in ("all", "level response", "tier hot", "model [red]m\\x1b[2J"):
         assert f"{name} {numbers}" in rows
     assert "\x1b" not in done.stdout
+    assert "72.9%" not in done.stdout, "the two are never added up"
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", ["20", "80", "200"])
+def test_a_narrow_terminal_cuts_no_number(
+    columns: str, answering: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    huge = dict.fromkeys(COUNTED, 123_456_789_012_345) | {
+        "seconds_saved": 123_456_789_012.3, "money_saved": 123_456_789.1234,
+        "stored_rate": 0.851, "reuse_rate": 0.676,
+    }  # fmt: skip
+    long = "organisation/a-model-with-a-name-longer-than-the-terminal-is-wide-instruct-q8_0"
+    url, _ = answering(200, json.dumps({**STATS, **huge, "models": {long: huge}}).encode())
+    said = invoke("stats", "--url", url).stdout
+    assert "…" not in said
+    rows = [" ".join(line.split()) for line in said.splitlines()]
+    numbers = (
+        "123,456,789,012,345 85.1% 67.6% 123,456,789,012,345 123,456,789,012.3 123,456,789.1234"
+    )
+    assert [row.endswith(numbers) for row in rows].count(True) == 2
+    assert long in said.replace(" ", "").replace("\n", "")
 
 
 def test_stats_of_one_tenant_are_one_row(answering: Any) -> None:

@@ -47,6 +47,8 @@ async def test_one_look_has_the_gateways_numbers() -> None:
         seen, stats = json.loads(line), (await service.send("GET", "/v1/cache/stats")).body
         assert seen["requests"] == stats["requests"] == 5
         assert seen["hit_rate"] == stats["hit_rate"] == 0.8
+        assert seen["stored_rate"] == stats["stored_rate"] == 0.8
+        assert seen["reuse_rate"] == stats["reuse_rate"] == 0
         assert seen["misses"] == stats["miss_reasons"] == {"cold": 1}
         assert seen["levels"]["response"]["requests"] == 4
         assert sum(tier["entries"] for tier in seen["tiers"].values()) == 1
@@ -62,6 +64,9 @@ async def test_one_look_for_people() -> None:
         rows = [" ".join(row.split()) for row in done.stdout.splitlines()]
         assert any(row.startswith("response 4 - 80.0%") for row in rows)
         assert "misses cold 1" in rows
+        assert rows[2] == (
+            "from the store 80.0% (80.0% since the start) prompts reused 0.0% (0.0%)"
+        )
         assert all(len(row) <= 80 for row in done.stdout.splitlines())
 
 
@@ -128,11 +133,11 @@ def full_frame() -> dict[str, Any]:
     job = {"id": "warm-" + "a" * 24, "status": "running", "total": 1000, "ended": 500, "failed": 3}
     return {
         "at": 1.0, "interval_s": 2.0, "tenant": None, "status": "degraded", "requests": 10**9,
-        "requests_per_s": 123456.7, "hit_rate": 0.999, "errors": 10**6, "store_errors": 10**6,
+        "requests_per_s": 123456.7, "hit_rate": 0.999, "stored_rate": 1.0, "reuse_rate": 1.0, "errors": 10**6, "store_errors": 10**6,
         "flights": 12345,
         "since_start": {
-            "requests": 10**10, "hit_rate": 0.5, "tokens_saved": 10**13, "seconds_saved": 1e8,
-            "money_saved": 1e7,
+            "requests": 10**10, "hit_rate": 0.5, "stored_rate": 1.0, "reuse_rate": 1.0,
+            "tokens_saved": 10**13, "seconds_saved": 1e8, "money_saved": 1e7,
         },
         "levels": dict.fromkeys(("response", "semantic", "prefix", "negative", "none"), level),
         "tiers": dict.fromkeys(("hot", "warm", "cold"), tier),
@@ -153,6 +158,7 @@ def test_the_fullest_frame_fits_into_80_columns_and_24_lines() -> None:
         "3.0 GiB/4.0 GiB",
         "500/1000, 3 failed",
         "12.50 s",
+        "from the store 100.0% (100.0% since the start)  prompts reused 100.0% (100.0%)",
     ):
         assert word in said
 

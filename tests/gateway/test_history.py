@@ -55,6 +55,7 @@ def test_the_columns_are_those_that_are_named() -> None:
     assert dict(zip(COLUMNS, row, strict=False)) == {
         "response": 1, "semantic": 0, "prefix": 0, "negative": 0, "none": 1, "errors": 1,
         "tokens_saved": 7, "seconds_saved": 1.5, "money_saved": 0.25,
+        "prompt_tokens": 0, "prompt_tokens_reused": 0,
     }  # fmt: skip
     stored, computed = row[len(COLUMNS) : -len(BUCKETS_S) - 1], row[-len(BUCKETS_S) - 1 :]
     assert (stored[0], sum(stored)) == (1, 1)

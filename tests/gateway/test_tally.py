@@ -34,13 +34,37 @@ def counted(*, hits: int, misses: int) -> Statistics:
 def test_sums_by_any_name_add_up_to_the_total() -> None:
     statistics = counted(hits=3, misses=2)
     assert statistics.total.as_dict() == {
-        "requests": 5, "hits": 3, "hit_rate": 0.6, "tokens_saved": 21,
+        "requests": 5, "hits": 3, "hit_rate": 0.6, "stored_answers": 3, "stored_rate": 0.6,
+        "prompt_tokens": 0, "prompt_tokens_reused": 0, "reuse_rate": 0.0, "tokens_saved": 21,
         "seconds_saved": 4.5, "money_saved": 0.75,
     }  # fmt: skip
     assert statistics.by("model")["m"].hits == statistics.by("level")["response"].requests == 3
     assert statistics.by("reason")["cold"].requests == statistics.total.collapsed == 2
     assert (statistics.total.stale, statistics.errors, statistics.store_errors) == (3, 1, 1)
     assert repr(statistics) == "<Statistics 5 requests, 3 hits, 1 errors>"
+
+
+def test_stored_answers_and_reused_prompts_are_never_one_number() -> None:
+    statistics = Statistics()
+    reused = Outcome(key="k", tier="hot", level="prefix", hit=True, hit_tokens=30, miss_tokens=10)
+    computed = Outcome(key="k", tier="hot", miss_tokens=60)
+    refused = Outcome(key="k", tier="hot", level="negative", hit=True)
+    along = Outcome(
+        key="k", tier="hot", level="prefix", hit=True, hit_tokens=30, miss_tokens=10, collapsed=True
+    )
+    for outcome in (HIT, HIT, reused, computed, refused, along):
+        tally = statistics.group(group(level=outcome.level))
+        tally.add(outcome, seconds=0.1, seconds_saved=0.0, money=0.0)
+    told = statistics.total.as_dict()
+    assert (told["requests"], told["hits"]) == (6, 5), "either level helped, or a refusal was known"
+    assert (told["stored_answers"], told["stored_rate"]) == (2, round(2 / 6, 4))
+    assert (told["prompt_tokens_reused"], told["prompt_tokens"]) == (30, 100), (
+        "who reads along sends none"
+    )
+    assert told["reuse_rate"] == 0.3
+    views = statistics.views()
+    assert views.models["m"].as_dict() == told
+    assert Statistics.of(json.loads(json.dumps(statistics.as_dict()))).total.as_dict() == told
 
 
 def test_what_several_processes_counted_is_added_up() -> None:

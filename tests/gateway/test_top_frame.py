@@ -12,6 +12,8 @@ BOUNDS = [0.001, 0.01, 0.1]
 def stats(requests: int = 0, hits: int = 0, **more: Any) -> dict[str, Any]:
     return {
         "requests": requests, "hits": hits, "hit_rate": 0.5, "tokens_saved": 10 * hits,
+        "stored_answers": hits // 2, "stored_rate": 0.25, "prompt_tokens": 100 * requests,
+        "prompt_tokens_reused": 25 * requests, "reuse_rate": 0.25,
         "seconds_saved": 1.5, "money_saved": 0.25, "errors": 0, "store_errors": 0,
         "levels": {"response": {"requests": hits}, "none": {"requests": requests - hits}},
         "miss_reasons": {"cold": requests - hits},
@@ -26,6 +28,7 @@ def stats(requests: int = 0, hits: int = 0, **more: Any) -> dict[str, Any]:
 def test_the_first_look_counts_since_the_start_and_knows_no_rates() -> None:
     seen = frame(Look(100.0, stats(10, 4)), None)
     assert (seen["requests"], seen["hit_rate"], seen["interval_s"]) == (10, 0.4, None)
+    assert (seen["stored_rate"], seen["reuse_rate"]) == (0.2, 0.25)
     assert seen["requests_per_s"] is None
     assert seen["levels"]["none"]["per_s"] is None
     assert seen["levels"]["response"]["p50_s"] == pytest.approx(0.0005)
@@ -41,6 +44,7 @@ def test_the_next_look_counts_what_came_since() -> None:
     assert seen["since_start"]["requests"] == 30
     quiet = frame(Look(104.0, stats(30, 14)), Look(102.0, stats(30, 14)))
     assert (quiet["hit_rate"], quiet["misses"]) == (None, {})
+    assert quiet["stored_rate"] is quiet["reuse_rate"] is None
     assert quiet["levels"]["response"]["p95_s"] is None
 
 

@@ -21,7 +21,9 @@ KNOWN: dict[str, Any] = {
     "versions": {"python": "3.11.7"},
     "machine": {"cpu": "CPU", "cores": 2},
 }
-SAVINGS = {"response": {"seconds": 12.5}}
+COUNTED = {
+    "savings": {"response": {"seconds": 12.5}}, "prompt_tokens": 800, "prompt_tokens_reused": 300,
+}  # fmt: skip
 
 
 def tally() -> Tally:
@@ -36,7 +38,7 @@ def made(**other: Any) -> dict[str, Any]:
     memory = {"gateway": [(float(at), 60.0) for at in range(20)], "engine": [(0.0, 500.0)]}
     given: dict[str, Any] = {
         "rows": tally().rows(), "times": TIMES, "failures": 0, "requests": 16,
-        "savings": SAVINGS, "memory": memory, "users": 100,
+        "gateway": COUNTED, "memory": memory, "users": 100,
     }  # fmt: skip
     return content(**{**given, **other})
 
@@ -58,9 +60,9 @@ def test_counters_are_told_from_their_start() -> None:
     assert difference(None, after) == after
 
 
-def test_the_report_says_hit_rate_saved_seconds_and_memory() -> None:
+def test_the_report_says_two_rates_saved_seconds_and_memory() -> None:
     found = made()
-    assert found["hit_rate"] == 0.625
+    assert (found["stored_rate"], found["reuse_rate"]) == (0.625, 0.375)
     assert found["saved_s"] == {"gateway": 12.5, "users": 1.5}
     assert found["memory"]["gateway"]["flat"] is True
     assert "engine" not in found["memory"]  # one sample is no trend
@@ -70,18 +72,19 @@ def test_the_report_says_hit_rate_saved_seconds_and_memory() -> None:
 def test_people_read_the_same() -> None:
     text = markdown(KNOWN, made(), tally().rows())
     assert "**0 failures**" in text
-    assert "Hit rate **62.5%**" in text
+    assert "Answers from the store **62.5%**, prompt tokens reused **37.5%**" in text
     assert "**12 s** of computing" in text
-    assert "| faq | 11 | 90.9% | 0.0% | 0.0% | 9.1% | 90.9% | 400 |" in text
+    assert "| faq | 11 | 90.9% | 0.0% | 0.0% | 9.1% | 400 |" in text
     assert "| faq | response | 10 | 2.00 | 4.00 |" in text
     assert "| gateway | 60.0 | 0 | 0 | yes |" in text
 
 
 def test_a_gateway_that_does_not_say_is_not_quoted() -> None:
-    found = made(savings=None, memory={})
+    found = made(gateway=None, memory={})
     assert found["saved_s"]["gateway"] is None
     text = markdown(KNOWN, found, tally().rows())
     assert "of computing" not in text
+    assert "prompt tokens reused (the gateway does not say)" in text
     assert "slope" not in text
 
 

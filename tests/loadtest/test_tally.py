@@ -19,7 +19,7 @@ def test_a_tally_gives_shares_by_scenario_and_the_sum() -> None:
         Row("faq", 4, shares(response=0.75, none=0.25), 90),
         Row("all", 8, shares(response=0.375, prefix=0.5, none=0.125), 100),
     ]
-    assert [row.hit_rate for row in tally.rows()] == [1.0, 0.75, 0.875]
+    assert [row.stored_rate for row in tally.rows()] == [0.0, 0.75, 0.375]
 
 
 def test_who_read_along_is_counted_apart_and_is_no_hit() -> None:
@@ -27,8 +27,8 @@ def test_who_read_along_is_counted_apart_and_is_no_hit() -> None:
     tally.add("stampede", "none")
     tally.add("stampede", "collapsed", 3)
     (row,) = tally.rows()
-    assert (row.shares["collapsed"], row.hit_rate) == (0.75, 0.0)
-    assert row.as_dict()["hit_rate"] == 0.0
+    assert (row.shares["collapsed"], row.stored_rate) == (0.75, 0.0)
+    assert row.as_dict()["stored_rate"] == 0.0
 
 
 def test_what_was_taken_from_a_tally_fills_another() -> None:

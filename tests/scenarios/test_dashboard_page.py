@@ -18,7 +18,7 @@ from playwright.async_api import Browser, Page, expect
 
 from tests.kit.browser import browsing, needs_chromium
 from tests.kit.scripted_backend import Gate
-from tests.kit.scripted_upstream import Reply, ScriptedUpstream
+from tests.kit.scripted_upstream import Reply, ScriptedUpstream, chat_body, json_reply
 from tests.kit.served import Served
 from tests.kit.service import Service, serving
 
@@ -106,7 +106,8 @@ async def test_the_numbers_on_the_page_are_those_of_the_statistics(browser: Brow
         assert (stats["requests"], stats["hits"]) == (6, 2)
         await ready(page)
         await stat_is(page, "requests", await shown(page, "count", stats["requests"]))
-        await stat_is(page, "hit_rate", await shown(page, "share", stats["hit_rate"]))
+        await stat_is(page, "stored_rate", await shown(page, "share", stats["stored_rate"]))
+        await stat_is(page, "reuse_rate", await shown(page, "share", stats["reuse_rate"]))
         net = stats["savings"]["net"]
         await stat_is(page, "tokens_saved", await shown(page, "count", net["tokens"]))
         await stat_is(page, "seconds_saved", await shown(page, "seconds", net["seconds"]))
@@ -152,7 +153,7 @@ async def test_each_section_shows_what_is_held(browser: Browser) -> None:
             await expect(page.locator("#levels-table tbody tr").first).to_contain_text("2")
             label = await page.locator("#latency-chart").get_attribute("aria-label")
             assert label is not None
-            assert "Hits, median" in label
+            assert "Stored, median" in label
             assert await page.locator(".chart canvas").count() == 2
 
 
@@ -164,7 +165,38 @@ async def test_a_call_is_on_the_page_a_moment_later(browser: Browser) -> None:
             await service.chat(True)
             await service.settled()
             await stat_is(page, "requests", str(count))
-        await stat_is(page, "hit_rate", await shown(page, "share", 0.5))
+        await stat_is(page, "stored_rate", await shown(page, "share", 0.5))
+
+
+async def test_stored_answers_and_reused_prompts_are_two_headlines(browser: Browser) -> None:
+    reused = {"prompt_tokens": 100, "completion_tokens": 4, "prompt_cache_hit_tokens": 75}
+    upstream = ScriptedUpstream(json_reply({**chat_body({"model": "m"}), "usage": reused}))
+    async with serving(upstream=upstream) as service, looking(browser, service) as page:
+        for question in ("One?", "One?", "One?", "Two?"):
+            await service.chat(True, messages=[{"role": "user", "content": question}])
+        await service.settled()
+        await ready(page)
+        await stat_is(page, "stored_rate", await shown(page, "share", 0.5))
+        stats = (await service.send("GET", "/v1/cache/stats")).body
+        assert (stats["hit_rate"], stats["prompt_tokens_reused"]) == (0.75, 75)
+        await stat_is(page, "reuse_rate", await shown(page, "share", stats["reuse_rate"]))
+        assert await shown(page, "share", 0.75) not in await page.locator(".tiles").inner_text()
+
+
+async def test_the_curve_of_answer_times_has_gaps_where_nothing_was_asked(browser: Browser) -> None:
+    script = """async () => {
+      const { Latency, Past } = await import('/dashboard/charts.js');
+      const past = new Past({ columns: [], buckets_s: [1, 2], kept_s: 3600 });
+      past.add([[1000, [1, 0, 0, 0, 2, 0]], [1140, [1, 0, 0, 0, 2, 0]]]);
+      const chart = new Latency();
+      chart.past = past;
+      chart.show(past.steps(300));
+      const [, ...series] = chart.plot.series;
+      return [series.map((one) => one.spanGaps), chart.plot.data[1].filter((time) => time !== null).length];
+    }"""
+    async with serving() as service, looking(browser, service) as page:
+        await ready(page)
+        assert await page.evaluate(script) == [[False] * 4, 2]
 
 
 async def test_names_that_clients_choose_are_text_and_nothing_else(browser: Browser) -> None:

@@ -157,6 +157,7 @@ READS = [
     Row("GET", "/healthz", well),
     Row("GET", "/readyz", well),
     Row("GET", "/metrics", shows('tenant="a"'), twin=ROOT),
+    Row("GET", "/", well),
     Row("GET", "/dashboard", well),  # the empty page: what is on it comes by the next but one
     Row("GET", "/dashboard/{file}", well, "/dashboard/dashboard.css"),
     Row("GET", LIVE, no_admin),
@@ -290,6 +291,8 @@ async def history(service: Service) -> dict[str, str]:
             await send("POST", row.path or row.route, row.body)
     for number, wish in enumerate(EXTRA):
         await send("POST", "/v1/completions", asked({**TEXT, "seed": number}, **wish))
+    for _ in range(3):  # what speaks for a recommendation
+        await send("POST", "/v1/chat/completions", asked(QUESTION, enabled=False))
     return {"entry": entry, "job": job}
 
 

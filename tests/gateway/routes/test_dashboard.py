@@ -130,3 +130,11 @@ async def test_who_takes_nothing_is_let_go(
         with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as asleep:
             asleep.sendall(b"GET /dashboard/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await left.wait()
+
+
+async def test_the_bare_address_leads_to_the_page() -> None:
+    async with serving() as service:
+        async with service.session.get(f"{service.url}/", allow_redirects=False) as response:
+            assert (response.status, response.headers["Location"]) == (302, "/dashboard")
+        async with service.session.get(service.url) as response:
+            assert (response.status, response.url.path) == (200, "/dashboard")
