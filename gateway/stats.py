@@ -3,12 +3,13 @@
 One function makes both, so that they never disagree.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from gateway.numbers import Numbers
 from gateway.savings import savings_of
-from gateway.tally import Tally, Views, dicts, latency
+from gateway.tally import BUCKETS_S, Tally, Views
 
 
 def stats_of(numbers: Numbers, views: Views) -> dict[str, Any]:
@@ -38,4 +39,20 @@ def stats_of(numbers: Numbers, views: Views) -> dict[str, Any]:
         "flights": numbers.flights,
         "latency": latency(views.levels),
         "store_errors": whole.store_errors + counted.store_failures,
+    }
+
+
+def dicts(tallies: Iterable[tuple[str, Tally]]) -> dict[str, Any]:
+    """Named sums as JSON."""
+    return {name: tally.as_dict() for name, tally in tallies}
+
+
+def latency(tallies: Mapping[str, Tally]) -> dict[str, Any]:
+    """Answer times as JSON: how many calls took how long, by bucket; the last one has no bound."""
+    return {
+        "bounds_s": BUCKETS_S,
+        "levels": {
+            name: {"seconds": round(tally.seconds, 6), "within": tally.within}
+            for name, tally in tallies.items()
+        },
     }

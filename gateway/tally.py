@@ -7,7 +7,7 @@ together in ``gateway.savings``.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from operator import add, attrgetter
 from typing import Any, Final, Literal, NamedTuple, Self
@@ -311,10 +311,7 @@ class Statistics:
     @property
     def total(self) -> Tally:
         """The sum of everything."""
-        whole = Tally()
-        for tally in self._groups.values():
-            whole.merge(tally)
-        return whole
+        return _summed([*self._groups.values()])
 
     @property
     def errors(self) -> int:
@@ -400,19 +397,3 @@ def _with_sums(names: Sequence[str], rows: Iterable[Row]) -> Tally:
     for name, column in zip(names, zip(*rows, strict=True), strict=False):  # no rows, no columns
         setattr(whole, name, sum(column))
     return whole
-
-
-def dicts(tallies: Iterable[tuple[str, Tally]]) -> dict[str, Any]:
-    """Named sums as JSON."""
-    return {name: tally.as_dict() for name, tally in tallies}
-
-
-def latency(tallies: Mapping[str, Tally]) -> dict[str, Any]:
-    """Answer times as JSON: how many calls took how long, by bucket; the last one has no bound."""
-    return {
-        "bounds_s": BUCKETS_S,
-        "levels": {
-            name: {"seconds": round(tally.seconds, 6), "within": tally.within}
-            for name, tally in tallies.items()
-        },
-    }

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from gateway.config import Config
 from gateway.journal import Price, prices_of
-from gateway.tally import Statistics, Tally, dicts
+from gateway.stats import dicts
+from gateway.tally import Statistics, Tally
 from gateway.trace import (
     MOONCAKE_BLOCK_TOKENS,
     JournalTrace,

@@ -18,10 +18,9 @@ from gateway.pipeline import Pipeline
 from gateway.router import Router
 from gateway.routes.shape import body_of, json_response, object_of
 from gateway.savings import savings
-from gateway.stats import stats_of
+from gateway.stats import dicts, latency, stats_of
 from gateway.store.base import Selector
 from gateway.store.tiers import Tiers
-from gateway.tally import dicts, latency
 from policies.contexts import forbidden, may_see, scope_of
 from policies.freshness import EntryMeta
 from policies.keys import Principal, Scope, as_user, kv_salt, public_key
