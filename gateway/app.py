@@ -219,6 +219,7 @@ def _mount(
         together=Together(pipeline, gateway.flights),
         contexts=gateway.contexts,
         journal=gateway.journal,
+        tasks=gateway.tasks,
         rules=rules,
         now=now,
         clock=clock,

@@ -1,7 +1,7 @@
 """What an answer is made of, on its way from a backend to any number of readers.
 
 A backend yields :class:`Opening`, then :class:`Chunk` or one :class:`Whole`, then exactly
-one :data:`~policies.outcome.Ending`. The plain answer is ``fold(chunks)``; the store holds
+one :data:`~policies.outcome.Ending`; a :class:`Comment` may stand anywhere before that. The plain answer is ``fold(chunks)``; the store holds
 the folded answer and ``unfold`` replays it. So there is one path, and streaming is not a
 second implementation. ``fold(unfold(body)) == body`` for every answer in OpenAI's shape,
 unknown fields included.
@@ -51,7 +51,17 @@ class Whole:
     body: Json
 
 
-Piece = Opening | Chunk | Whole | Ending
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """A comment of the backend's stream, ready to be sent: the backend lives. No part of the answer.
+
+    It may come at any place before the ending, before the opening too.
+    """
+
+    text: bytes
+
+
+Piece = Opening | Comment | Chunk | Whole | Ending
 
 
 def well_formed(data: Json) -> bool:

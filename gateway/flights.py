@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import aclosing
 from typing import Any, Final, Self
 
-from gateway.chunks import Chunk, Opening, Piece, Whole
+from gateway.chunks import Chunk, Comment, Opening, Piece, Whole
 from policies.outcome import Elsewhere
 from policies.plan import Lane
 
@@ -97,7 +97,7 @@ class Flight:
             async with aclosing(work()) as pieces:
                 async for piece in pieces:
                     self.pieces.append(piece)
-                    self.settled = not isinstance(piece, Opening | Chunk | Whole)
+                    self.settled = not isinstance(piece, Opening | Comment | Chunk | Whole)
                     self.wake()
         except Exception as error:  # noqa: BLE001 - each reader raises it in its own request
             self.error = error
@@ -141,24 +141,31 @@ class Flight:
 
 
 class Reader:
-    """One caller's view of a flight; an async iterator and an async context manager."""
+    """One caller's view of a flight; an async iterator and an async context manager.
 
-    __slots__ = ("_flight", "_open", "_position")
+    As an iterator it gives out no comments. ``heard`` is told of them.
+    """
+
+    __slots__ = ("_flight", "_open", "_position", "heard")
 
     def __init__(self, flight: Flight) -> None:
         self._flight = flight
         self._position = 0
         self._open = True
+        self.heard: Callable[[Comment], None] | None = None
 
     def __aiter__(self) -> AsyncIterator[Piece]:
         return self
 
     async def __anext__(self) -> Piece:
-        if not await self._more():
-            raise StopAsyncIteration
-        piece = self._flight.pieces[self._position]
-        self._position += 1
-        return piece
+        while await self._more():
+            piece = self._flight.pieces[self._position]
+            self._position += 1
+            if not isinstance(piece, Comment):
+                return piece
+            if self.heard is not None:
+                self.heard(piece)
+        raise StopAsyncIteration
 
     async def batches(self) -> AsyncIterator[Sequence[Piece]]:
         """The rest, in portions: all that is there each time one looks."""

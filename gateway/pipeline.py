@@ -21,7 +21,7 @@ from typing import NamedTuple, assert_never
 
 from gateway import exact_json
 from gateway.backends.base import Computes
-from gateway.chunks import Chunk, Opening, Piece, Whole, add_to, finish_of
+from gateway.chunks import Chunk, Comment, Opening, Piece, Whole, add_to, finish_of
 from gateway.clearings import Clearings
 from gateway.errors import ClientFault, from_failed
 from gateway.flights import Flight, Flights, Reader
@@ -84,6 +84,9 @@ class Boarded(NamedTuple):
     collapsed: bool
 
 
+Waits = Callable[[Missed, Boarded], None]
+
+
 class Pipeline:
     """The driver. Clock (unix seconds) and dice (``[0, 1)``) are arguments."""
 
@@ -120,8 +123,10 @@ class Pipeline:
         self._renewals = 0
         self._clearings = Clearings(store, recall, news)
 
-    async def answer(self, call: Call, plan: Plan, backend: Computes) -> Answer:
-        """Answer ``call`` as ``plan`` says.
+    async def answer(
+        self, call: Call, plan: Plan, backend: Computes, waits: Waits | None = None
+    ) -> Answer:
+        """Answer ``call`` as ``plan`` says. ``waits`` is told of each flight that is waited for.
 
         Raises:
             ClientFault: 504 ``only_if_cached`` (RFC 9111, 5.2.1.7), or the backend's refusal.
@@ -135,6 +140,8 @@ class Pipeline:
                 return found
             # No await in between: what has landed until now has been looked up.
             boarded = self.board(call, plan, backend)
+            if waits is not None:
+                waits(found, boarded)
             if (answer := await self.opened(boarded, found, backend)) is not None:
                 return answer
 
@@ -324,7 +331,7 @@ class Pipeline:
                             add_to(folding, piece)
                     elif isinstance(piece, Opening):  # another model's answer is not this one's
                         may_store = may_store and piece.fallback is None
-                    else:
+                    elif not isinstance(piece, Comment):
                         ending = piece
                     yield piece
                     if ending is not None and may_store:

@@ -31,7 +31,7 @@ from gateway.backends.base import Computes
 from gateway.chunks import Opening, Piece
 from gateway.errors import GatewayError
 from gateway.flights import Flight
-from gateway.pipeline import Answer, Boarded, Kept, Missed, Pipeline
+from gateway.pipeline import Answer, Boarded, Kept, Missed, Pipeline, Waits
 from gateway.request_log import Visit
 from gateway.routes.completions import Asked, Completions
 from gateway.routes.shape import Handler, Spoken, request_id_of
@@ -125,12 +125,12 @@ class TracedCompletions(Completions):
                 _tell_plan(span, asked.plan)
             return asked
 
-    async def _answer(self, asked: Asked) -> Answer | Gathered:
+    async def _answer(self, asked: Asked, waits: Waits | None) -> Answer | Gathered:
         if not is_list(asked.call):
-            return await super()._answer(asked)
+            return await super()._answer(asked, waits)
         quiet = NonRecordingSpan(otel.get_current_span().get_span_context())
         with otel.use_span(quiet):
-            return await super()._answer(asked)
+            return await super()._answer(asked, waits)
 
     def _refuse(self, error: GatewayError, visit: Visit) -> web.Response:
         span = otel.get_current_span()

@@ -13,7 +13,7 @@ from typing import Any, Final
 from gateway import exact_json
 from gateway.backends import refusals
 from gateway.backends.dialects import usage_of, with_reuse
-from gateway.chunks import Chunk, Json, Whole, well_formed
+from gateway.chunks import Chunk, Comment, Json, Whole, well_formed
 from gateway.errors import BackendFault
 from gateway.folding import index_of
 from gateway.responses import ENDS, whole_in
@@ -63,7 +63,7 @@ class Progress:
 
 async def read(
     name: str, content: AsyncIterator[bytes], progress: Progress, *, declared: bool
-) -> AsyncIterator[Chunk | Whole]:
+) -> AsyncIterator[Comment | Chunk | Whole]:
     """The answer in the body ``content``. ``declared``: its header calls it a stream of events.
 
     Raises: GatewayError: what came is an error, no answer, or not all of one.
@@ -104,9 +104,13 @@ class _Stream:
         self._parser = Parser()
         self.over = False
 
-    def take(self, received: bytes) -> Iterator[Chunk]:
+    def take(self, received: bytes) -> Iterator[Comment | Chunk]:
         """The chunks that ``received`` completes. Raises: GatewayError."""
-        for event in self._parser.feed(received):
+        events = list(self._parser.feed(received))
+        if comments := self._parser.comments:
+            yield Comment(b"\n".join([*comments, b"", b""]))
+            comments.clear()
+        for event in events:
             if event.data == DONE_DATA:
                 self._end(said_done=True)
             elif event.data.strip():
@@ -114,7 +118,7 @@ class _Stream:
             if self.over:
                 return
 
-    def close(self, received: bytes) -> Iterator[Chunk]:
+    def close(self, received: bytes) -> Iterator[Comment | Chunk]:
         """The connection has ended in an orderly way. Raises: GatewayError, if that is too early."""
         yield from self.take(received)
         try:

@@ -35,7 +35,8 @@ class Computes(Protocol):
     def run(self, call: Call, plan: Plan) -> AsyncGenerator[Piece, None]:
         """Compute: an ``Opening``, then ``Chunk`` s or one ``Whole``, then one ``Ending``.
 
-        A refusal before the first piece yields its ``Failed`` alone.
+        A refusal before the first piece yields its ``Failed`` alone. A ``Comment`` may come anywhere
+        before the ending: it counts as nothing, and leaves at once.
         """
         ...
 

@@ -22,7 +22,7 @@ from gateway.backends.kv_words import known_prefix, lookup_wish
 from gateway.backends.lanes import Lanes
 from gateway.backends.refusals import passed_back, refused
 from gateway.backends.waits import Timeouts, Waits
-from gateway.chunks import Json, Opening, Piece
+from gateway.chunks import Comment, Json, Opening, Piece
 from gateway.errors import (
     KEY_REFUSED,
     BackendFault,
@@ -122,7 +122,8 @@ class OpenAIBackend:
                 declared = response.content_type == "text/event-stream"
                 received = waits.received(response.content)
                 async for piece in read(self.name, received, progress, declared=declared):
-                    waits.began()
+                    if not isinstance(piece, Comment):
+                        waits.began()
                     yield piece
                 yield Completed(usage=progress.usage, duration_s=self._clock() - began_s)
                 if not response.content.at_eof():

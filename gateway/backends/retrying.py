@@ -4,7 +4,7 @@
 
     the model's backends, best first ─► once more those that may mend ─► the fallback models, in order
 
-Only before the first piece. The opening is held back until a piece of the answer follows, so that
+Only before the first piece; comments are none, and leave at once. The opening is held back until a piece of the answer follows, so that
 what fails before anything of the answer is there can still be asked elsewhere, or become a status
 instead of a broken stream. What fails after it is passed on as it is.
 
@@ -31,7 +31,7 @@ from gateway.backends.base import (
 )
 from gateway.backends.group import Group
 from gateway.backends.health import Health
-from gateway.chunks import Chunk, Opening, Piece, Whole
+from gateway.chunks import Chunk, Comment, Opening, Piece, Whole
 from gateway.router import Router, Served, Target
 from policies.call import Call
 from policies.eviction import Priority
@@ -136,7 +136,7 @@ class Retrying:
                     if isinstance(piece, Failed) and not begun:
                         first = first or piece
                         break
-                    begun = True
+                    begun = begun or not isinstance(piece, Comment)
                     if fallback is not None and isinstance(piece, Opening):
                         yield replace(piece, fallback=fallback)
                     else:
@@ -180,7 +180,7 @@ class Retrying:
                     if isinstance(piece, Failed) and not begun:
                         failure = piece
                         break
-                    begun = True
+                    begun = begun or not isinstance(piece, Comment)
                     yield piece
             if begun:
                 return
@@ -219,6 +219,9 @@ class Retrying:
                     match piece:
                         case Opening():
                             opening = replace(piece, backend=piece.backend or name)
+                            continue
+                        case Comment():
+                            yield piece
                             continue
                         case Failed():
                             said = True

@@ -6,8 +6,9 @@ an answer, an error object, or an error event without ``[DONE]``.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple, assert_never
 
 import cachetools
@@ -16,17 +17,19 @@ from aiohttp import web
 from gateway import exact_json, headers, sse
 from gateway.auth import Authenticator
 from gateway.backends.base import Backend
-from gateway.chunks import Chunk, Opening, Whole, add_to, finish_of
+from gateway.chunks import Chunk, Comment, Opening, Whole, add_to, finish_of
 from gateway.contexts import Contexts
 from gateway.errors import BackendFault, GatewayError, from_failed
-from gateway.flights import FlightCancelled
+from gateway.flights import FlightCancelled, Tasks
 from gateway.folding import Folding
 from gateway.journal import Journal
-from gateway.outcomes import as_kept, with_usage
-from gateway.pipeline import Answer, Flown, Kept, Pipeline
+from gateway.outcomes import as_kept, with_opening, with_usage
+from gateway.pipeline import Answer, Boarded, Flown, Kept, Missed, Pipeline, Waits
 from gateway.request_log import Visit
 from gateway.router import Router
 from gateway.routes.embeddings import put_together
+from gateway.routes.live import HEADERS as STREAM_HEADERS
+from gateway.routes.live import Live
 from gateway.routes.owed import end_owed, events_owed
 from gateway.routes.rendered import Rendered, head_lines, plain, takes_rendered
 from gateway.routes.shape import (
@@ -95,6 +98,7 @@ class Completions:
         together: Together,
         contexts: Contexts,
         journal: Journal,
+        tasks: Tasks,
         rules: Rules,
         now: Callable[[], float],
         clock: Callable[[], float],
@@ -105,6 +109,7 @@ class Completions:
         self._together = together
         self._contexts = contexts
         self._journal = journal
+        self._tasks = tasks
         self._rules = rules
         self._now = now
         self._clock = clock
@@ -131,6 +136,7 @@ class Completions:
     async def _handle(
         self, request: web.Request, endpoint: Endpoint, visit: Visit
     ) -> web.StreamResponse:
+        live: Live | None = None
         try:
             principal = self._authenticator.principal(request.headers)
             raw = await body_of(request)
@@ -140,17 +146,21 @@ class Completions:
             asked = known or await self._understand(raw, said)
             visit.call, visit.plan, visit.stream = asked.call, asked.plan, asked.call.stream
             visit.asked_at, visit.order = self._now(), self._journal.moment()
-            answer = await self._answer(asked)
+            if asked.call.stream:
+                live = Live(request, self._tasks, partial(self._waiting_head, asked, visit))
+            answer = await self._answer(asked, None if live is None else live.waits)
             response: web.StreamResponse
             match answer:
                 case Kept():
                     if known is None and _may_be_remembered(asked, raw):
                         self._memo[raw] = asked
                     response = self._from_store(request, asked, answer, visit)
+                    if live is not None and live.is_open:
+                        response = await live.end(_as_events(response))
                 case Flown():
                     async with answer.reader:
-                        if asked.call.stream:
-                            response = await self._stream(request, asked, answer, visit)
+                        if live is not None:
+                            response = await self._stream(live, asked, answer, visit)
                         else:
                             response = await self._plain(asked, answer, visit)
                 case Gathered():
@@ -167,7 +177,13 @@ class Completions:
             )
             raise
         except Exception as error:  # noqa: BLE001 - the border: everything becomes an answer here
-            return self._refuse(as_gateway_error(_of_flight(error), visit.request_id), visit)
+            fault = as_gateway_error(_of_flight(error), visit.request_id)
+            if live is not None and live.is_open:
+                return await self._break_off(live, fault, visit)
+            return self._refuse(fault, visit)
+        finally:
+            if live is not None:
+                live.close()
         if visit.outcome is not None:
             visit.seconds = self._clock() - visit.began_s
             self._journal.note(visit)
@@ -192,11 +208,11 @@ class Completions:
         size_bytes = len(raw) + sum(len(name) + len(value) for name, value in spoken)
         return Asked(fit.call, plan, target.backend, size_bytes, said)
 
-    async def _answer(self, asked: Asked) -> Answer | Gathered:
+    async def _answer(self, asked: Asked, waits: Waits | None) -> Answer | Gathered:
         call, plan = asked.call, asked.plan
         if plan.enabled and not call.stream and is_list(call):
             return await self._together.answer(call, plan, asked.backend)
-        return await self._pipeline.answer(call, plan, asked.backend)
+        return await self._pipeline.answer(call, plan, asked.backend, waits)
 
     def _from_store(
         self, request: web.Request, asked: Asked, kept: Kept, visit: Visit
@@ -220,7 +236,7 @@ class Completions:
             events = events_owed(Whole(exact_json.loads(body)), outcome, asked.call)
             return web.Response(
                 body=b"".join(events) + end_owed(asked.call),
-                headers={**head, **_STREAM_HEADERS},
+                headers={**head, **STREAM_HEADERS},
             )
         return plain(head, body)
 
@@ -261,7 +277,7 @@ class Completions:
                     break
                 case Failed():
                     raise from_failed(piece)
-                case Abandoned() | Elsewhere() | Opening():
+                case Abandoned() | Elsewhere() | Opening() | Comment():
                     raise AssertionError(f"a reader met {piece}")
                 case _:
                     assert_never(piece)
@@ -284,30 +300,31 @@ class Completions:
         return plain({**listed.headers, **head}, listed.body)
 
     async def _stream(
-        self, request: web.Request, asked: Asked, flown: Flown, visit: Visit
+        self, live: Live, asked: Asked, flown: Flown, visit: Visit
     ) -> web.StreamResponse:
         """The pieces as they come. After the first byte an error is an event without DONE."""
-        response = web.StreamResponse(
-            headers={
-                **flown.opening.headers,
-                **self._head(asked.plan, flown.outcome, visit),
-                **_STREAM_HEADERS,
-            }
-        )
-        await response.prepare(request)
+        head = self._head(asked.plan, flown.outcome, visit)
+        response = await live.open({**flown.opening.headers, **head})
         visit.outcome = flown.outcome
-        try:
-            async for data in self._events(asked, flown, visit):
-                await response.write(data)
-        except ConnectionError:
-            raise
-        except Exception as defect:  # noqa: BLE001 - the headers are out: an event must say it
-            error = as_gateway_error(_of_flight(defect), visit.request_id)
-            visit.outcome = None
-            self._note_refusal(error, visit)
-            await response.write(sse.encode(error.body()))
-        await response.write_eof()
+        async for data in self._events(asked, flown, visit):
+            await live.write(data)
+        await live.end()
         return response
+
+    async def _break_off(self, live: Live, error: GatewayError, visit: Visit) -> web.StreamResponse:
+        """The head is out: an event must tell the error."""
+        visit.outcome = None
+        self._note_refusal(error, visit)
+        return await live.end(sse.encode(error.body()))
+
+    def _waiting_head(
+        self, asked: Asked, visit: Visit, missed: Missed, boarded: Boarded
+    ) -> Mapping[str, str]:
+        """The headers of a stream whose answer has not begun."""
+        outcome = with_opening(
+            missed.outcome, Opening({}), asked.backend, collapsed=boarded.collapsed
+        )
+        return self._head(asked.plan, outcome, visit)
 
     async def _events(self, asked: Asked, flown: Flown, visit: Visit) -> AsyncIterator[bytes]:
         """SSE bytes of a flight, one write for all that is there. Raises: GatewayError."""
@@ -318,6 +335,8 @@ class Completions:
                 match piece:
                     case Chunk() | Whole():
                         events += events_owed(piece, outcome, asked.call)
+                    case Comment(text=text):
+                        events.append(text)
                     case Completed(usage=usage):
                         visit.outcome = with_usage(outcome, usage)
                         yield b"".join([*events, end_owed(asked.call)])
@@ -353,11 +372,13 @@ class Completions:
         )
 
 
-_STREAM_HEADERS: Final = {
-    "Content-Type": sse.CONTENT_TYPE,
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
-}
+def _as_events(response: web.StreamResponse) -> bytes:
+    """The bytes of a stored answer in a stream whose head is out. A refusal is an error event."""
+    assert isinstance(response, web.Response)
+    assert isinstance(response.body, bytes)
+    if response.content_type == "text/event-stream":
+        return response.body
+    return b"data: %b\n\n" % response.body
 
 
 def _may_be_remembered(asked: Asked, raw: bytes) -> bool:

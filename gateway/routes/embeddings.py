@@ -14,7 +14,7 @@ from typing import Final, assert_never
 import orjson
 
 from gateway import exact_json
-from gateway.chunks import Chunk, Json, Opening, Whole, finish_of, fold
+from gateway.chunks import Chunk, Comment, Json, Opening, Whole, finish_of, fold
 from gateway.errors import BackendFault, from_failed
 from gateway.headers import annotated_usage
 from gateway.outcomes import of_several, with_usage
@@ -83,7 +83,7 @@ async def _single(answer: Answer) -> tuple[Json, Outcome]:
                         return fold(parts), with_usage(outcome, usage)
                     case Failed():
                         raise from_failed(piece)
-                    case Abandoned() | Elsewhere() | Opening():
+                    case Abandoned() | Elsewhere() | Opening() | Comment():
                         break
                     case _:
                         assert_never(piece)

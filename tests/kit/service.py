@@ -50,8 +50,12 @@ class Answer:
 
     @property
     def events(self) -> list[bytes]:
-        """The data of the stream's events."""
-        return [event.removeprefix(b"data: ") for event in self.raw.split(b"\n\n") if event.strip()]
+        """The data of the stream's events, without its comments."""
+        return [
+            event.removeprefix(b"data: ")
+            for event in self.raw.split(b"\n\n")
+            if event.strip() and not event.startswith(b":")
+        ]
 
     @property
     def chunks(self) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 from gateway.backends.dialects import Dialect, usage_of
 from gateway.backends.openai import OpenAIBackend
 from gateway.backends.waits import Timeouts
-from gateway.chunks import Chunk, Opening, Piece, Whole, fold
+from gateway.chunks import Chunk, Comment, Opening, Piece, Whole, fold
 from gateway.errors import BackendFault
 from policies.call import Call
 from policies.outcome import Completed, Failed, Usage
@@ -75,7 +75,7 @@ async def failure_of(*replies: Reply, **options: Any) -> Failed:
     pieces, _ = await answer_to(*replies, **options)
     ending = pieces[-1]
     assert isinstance(ending, Failed)
-    assert all(isinstance(piece, Opening | Chunk | Whole) for piece in pieces[:-1])
+    assert all(isinstance(piece, Opening | Comment | Chunk | Whole) for piece in pieces[:-1])
     return ending
 
 
