@@ -29,7 +29,7 @@ from gateway.request_log import Visit
 from gateway.router import Router
 from gateway.routes.embeddings import put_together
 from gateway.routes.live import HEADERS as STREAM_HEADERS
-from gateway.routes.live import Live
+from gateway.routes.live import Live, as_events
 from gateway.routes.owed import end_owed, events_owed
 from gateway.routes.rendered import Rendered, head_lines, plain, takes_rendered
 from gateway.routes.shape import (
@@ -156,7 +156,7 @@ class Completions:
                         self._memo[raw] = asked
                     response = self._from_store(request, asked, answer, visit)
                     if live is not None and live.is_open:
-                        response = await live.end(_as_events(response))
+                        response = await live.end(as_events(response))
                 case Flown():
                     async with answer.reader:
                         if live is not None:
@@ -370,15 +370,6 @@ class Completions:
             seconds=self._clock() - visit.began_s,
             trace_id=visit.trace_id,
         )
-
-
-def _as_events(response: web.StreamResponse) -> bytes:
-    """The bytes of a stored answer in a stream whose head is out. A refusal is an error event."""
-    assert isinstance(response, web.Response)
-    assert isinstance(response.body, bytes)
-    if response.content_type == "text/event-stream":
-        return response.body
-    return b"data: %b\n\n" % response.body
 
 
 def _may_be_remembered(asked: Asked, raw: bytes) -> bool:

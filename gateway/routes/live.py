@@ -135,3 +135,12 @@ class Live:
         said = b"".join(self._aside)
         self._aside.clear()
         return said
+
+
+def as_events(response: web.StreamResponse) -> bytes:
+    """The bytes of a stored answer in a stream whose head is out. A refusal is an error event."""
+    assert isinstance(response, web.Response)
+    assert isinstance(response.body, bytes)
+    if response.content_type == "text/event-stream":
+        return response.body
+    return b"data: %b\n\n" % response.body
