@@ -10,12 +10,19 @@ import sys
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
-    if sys.argv[1:2] == ["plan"]:
-        from engine.plan import main as plan
+    try:
+        if sys.argv[1:2] == ["plan"]:
+            from engine.plan import main as plan
 
-        sys.exit(plan(sys.argv[2:]))
-    from engine.process import main
-    from engine.ranks import end_all
+            sys.exit(plan(sys.argv[2:]))
+        from engine.process import main
+        from engine.ranks import end_all
+    except ImportError as error:
+        from engine.errors import MissingExtraError
+
+        problem = MissingExtraError.of(error)
+        sys.stderr.write(f"kvgate engine: {problem}\n")
+        sys.exit(problem.exit_code)
 
     code = main()
     end_all()

@@ -166,6 +166,9 @@ class EngineConfig:
     log_level: str = _option(
         _one_of("debug", "info", "warning", "error"), "info", "of messages on standard error"
     )
+    log_format: str = _option(
+        _one_of("console", "json"), "console", "of messages; json: one object per line"
+    )
 
 
 def flag(name: str) -> str:

@@ -9,7 +9,8 @@ EngineError
 ├── GenerationError         500: the step that computed this request failed
 └── StartError              the operator's; the process ends with exit code 78 and one line
     ├── ConfigError         an option or an environment variable
-    └── ModelLoadError      the model's files
+    ├── MissingExtraError   a library that is not installed, or cannot be loaded
+    └── ModelLoadError      the model's files; exit code 75 if only the network is missing (`engine.weights.fetch`)
 """
 
 from __future__ import annotations
@@ -114,7 +115,22 @@ class GenerationError(EngineError):
 
 
 class StartError(EngineError):
-    """The engine cannot start as it was asked to; one readable line, exit code 78."""
+    """The engine cannot start as it was asked to; one readable line.
+
+    `exit_code` is of sysexits.h: 78 (EX_CONFIG), another start ends the same way; 75 (EX_TEMPFAIL), it may not.
+    """
+
+    exit_code = 78
+
+
+class MissingExtraError(StartError):
+    """A library of the engine is not there."""
+
+    @classmethod
+    def of(cls, error: Exception) -> MissingExtraError:
+        """For what an import of the engine's own modules raised."""
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return cls(f'the engine needs its extra: pip install "kvgate[engine]" ({reason})')
 
 
 class ConfigError(StartError):

@@ -1,13 +1,16 @@
 """The process: listen at once, load the model, serve until told to stop.
 
 Exit codes: 0 stopped by a signal or because the parent ended, 70 the engine failed and a restart may
-help, 78 it cannot start as it was asked to (bad option, bad model file, port in use; one line says why).
+help, 75 the model has to be fetched and the network does not let it (another start may), 78 it cannot start
+as it was asked to (bad option, bad model file, a library or a compiler that is missing, port in use). For
+75 and 78 one line says why.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import random
@@ -16,17 +19,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from engine.config import EngineConfig, parse_config, usage
-from engine.errors import ConfigError, StartError
+from engine.errors import ConfigError, MissingExtraError, StartError
 from engine.server import Slot, make_app
 from engine.service import Service
 
-STOPPED, FAILED, CANNOT_START = 0, 70, 78
+STOPPED, FAILED = 0, 70
 _GRACE_S = 1.0  # for handlers to tell their clients
 _PARENT_POLL_S = 0.5
 _log = logging.getLogger("engine")
@@ -43,15 +47,34 @@ def main(arguments: list[str] | None = None) -> int:
         return STOPPED
     try:
         config = parse_config(given, os.environ)
-        logging.basicConfig(
-            stream=sys.stderr,
-            level=config.log_level.upper(),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
+        _log_to_stderr(config)
         return _run(lambda: Server(config).run())
     except StartError as error:
-        sys.stderr.write(f"kvgate engine: {error}\n")
-        return CANNOT_START
+        sys.stderr.write(f"kvgate engine: {' '.join(str(error).split())}\n")
+        return error.exit_code
+
+
+def _log_to_stderr(config: EngineConfig) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    lines = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(JsonLines() if config.log_format == "json" else logging.Formatter(lines))
+    logging.basicConfig(handlers=[handler], level=config.log_level.upper())
+    logging.captureWarnings(capture=True)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line, with the fields that the gateway's log has."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "severity": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
 
 
 def _run(make: Callable[[], Coroutine[Any, Any, int]]) -> int:
@@ -123,8 +146,10 @@ class Server:
     def _load(self) -> None:
         """In a thread of its own: /healthz answers and signals work meanwhile."""
         try:
-            from engine.loading import make_service  # noqa: PLC0415 - imports torch
-
+            try:
+                from engine.loading import make_service  # noqa: PLC0415 - imports torch
+            except (ImportError, OSError) as error:  # OSError: a library that a library needs
+                raise MissingExtraError.of(error) from error
             service = make_service(
                 self._config,
                 wall_clock=time.time,  # noqa: TID251 - this is the engine's composition root
@@ -133,7 +158,7 @@ class Server:
             )
         except StartError as error:
             self._failure = error
-            self._soon(self._stop, CANNOT_START)
+            self._soon(self._stop, error.exit_code)
         except Exception:  # noqa: BLE001 - a thread's last words
             _log.exception("loading the model failed")
             self._soon(self._stop, FAILED)

@@ -26,7 +26,7 @@ from gateway.backends.connections import Connector
 from gateway.backends.figures import figures
 from gateway.backends.health import Health
 from gateway.backends.hearsay import share
-from gateway.backends.replicas import Engines, Replicas, follow, is_ready, state_of
+from gateway.backends.replicas import Engines, Replicas, follow, is_ready, waits_for
 from gateway.backends.retrying import Manner, RetryingRouter
 from gateway.backends.served import served
 from gateway.config import Config
@@ -191,7 +191,11 @@ async def build(
 def _engines(config: Config, tasks: Tasks, team: Team | None) -> Engines | None:
     if team is not None:
         return team.engines
-    return Replicas(config.engine, tasks=tasks) if config.engine_enabled() else None
+    return (
+        Replicas(config.engine, tasks=tasks, server=config.server)
+        if config.engine_enabled()
+        else None
+    )
 
 
 def _metrics(config: Config, router: Router) -> Metrics:
@@ -379,7 +383,7 @@ def _leads_to(resource: web.AbstractResource, path: str) -> bool:
 
 def _unready(gateway: Gateway) -> Mapping[str, str]:
     waiting = {"server": "draining"} if gateway.draining.is_set() else {}
-    if gateway.engines is not None and (state := state_of(gateway.engines)) != "ready":
+    if gateway.engines is not None and (state := waits_for(gateway.engines)) is not None:
         waiting["engine"] = state
     return waiting
 

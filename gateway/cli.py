@@ -1,8 +1,9 @@
 """The command line: ``kvgate serve | check | model …`` here, every other command in a module of its own.
 
 Exit codes: 0 done; 1 it could not be done, or the answer is no, and one line (for ``check`` one per
-problem) says why; 2 the command line itself is wrong, or no gateway could be asked; 78 the model
-cannot be fetched; 130 stopped by Ctrl-C.
+problem) says why; 2 the command line itself is wrong, or no gateway could be asked; 78 another start would
+end the same way (``serve``: a bad configuration, an engine that cannot start; ``model fetch``: no model);
+130 stopped by Ctrl-C.
 
 Imports are late: ``kvgate --help`` should not wait for a web server.
 """
@@ -14,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, NoReturn
 
 import typer
 
@@ -29,11 +30,13 @@ from gateway.cli_warm import warm_command
 if TYPE_CHECKING:
     from gateway.config import Config
 
+CANNOT_START: Final = 78  # sysexits.h EX_CONFIG
+
 app = typer.Typer(
     name="kvgate",
     help="An LLM gateway with two levels of cache: stored answers, and KV of prompts.",
     epilog="Exit codes: 0 done, 1 failed or the answer is no, 2 wrong usage or no gateway there, "
-    "78 no model, 130 stopped by Ctrl-C.",
+    "78 cannot start as configured, 130 stopped by Ctrl-C.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -84,20 +87,23 @@ def serve(
     wishes = {"host": host, "port": port, "workers": workers}
     wishes |= {"log_level": log_level, "log_format": log_format}
     flags = {f"server.{key}": value for key, value in wishes.items() if value is not None}
-    loaded = _load(config, flags)
+    early_format = log_format or os.environ.get("KVGATE_SERVER__LOG_FORMAT")
+    loaded = _load(config, flags, otherwise=CANNOT_START, log_format=early_format)
 
     import structlog
 
-    from gateway.logs import configure
+    from gateway.logs import catch_stray, configure
     from gateway.serve import serve as serve_until_stopped
 
     configure(loaded.server.log_level, loaded.server.log_format, sys.stderr)
+    catch_stray()
     for warning in loaded.warnings:
         structlog.get_logger("kvgate.config").warning(warning.message, at=warning.path)
     try:
         code = serve_until_stopped(loaded)
     except OSError as error:
-        _fail(_why_not_listening(error, loaded.server.host, loaded.server.port))
+        why = _why_not_listening(error, loaded.server.host, loaded.server.port)
+        _fail(f"kvgate: {why}", log_format=loaded.server.log_format)
     raise typer.Exit(code)
 
 
@@ -162,15 +168,19 @@ def main() -> None:
     app(prog_name="kvgate")
 
 
-def _load(file: Path | None, flags: Mapping[str, object]) -> "Config":
+def _load(
+    file: Path | None,
+    flags: Mapping[str, object],
+    *,
+    otherwise: int = 1,
+    log_format: str | None = None,
+) -> "Config":
     from gateway.config import ConfigError, load
 
     try:
         return load(file, environ=os.environ, flags=flags)
     except ConfigError as error:
-        for line in error.lines():
-            typer.echo(line, err=True)
-        raise typer.Exit(1) from None
+        _fail(*error.lines(), exit_code=otherwise, log_format=log_format)
 
 
 def _why_not_listening(error: OSError, host: str, port: int) -> str:
@@ -184,6 +194,18 @@ def _why_not_listening(error: OSError, host: str, port: int) -> str:
     return f"{place}: {error.strerror or error}"
 
 
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"kvgate: {message}", err=True)
-    raise typer.Exit(1)
+def _fail(*lines: str, exit_code: int = 1, log_format: str | None = None) -> NoReturn:
+    """End with these lines, in the format that the log has."""
+    from gateway.logs import renderer
+
+    for line in lines:
+        if log_format == "json":
+            said = renderer("json", sys.stderr)(_Name("kvgate"), "error", {"event": line})
+            typer.echo(said, nl=False, err=True)
+        else:
+            typer.echo(line, err=True)
+    raise typer.Exit(exit_code)
+
+
+class _Name(NamedTuple):
+    name: str

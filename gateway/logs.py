@@ -14,6 +14,7 @@ import json
 import logging
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -69,6 +70,34 @@ def configure(
     root.addHandler(Bridge())
     # libraries are asked for their warnings; their chatter only when somebody is looking for it
     root.setLevel(max(threshold, logging.WARNING) if threshold > logging.DEBUG else logging.INFO)
+
+
+def catch_stray() -> None:
+    """Have the process log what Python would write to standard error itself, if a log is configured.
+
+    That is what ends a thread or the process, what a destructor raises, and warnings.
+    """
+
+    def log(error: BaseException | None, where: str) -> bool:
+        if error is None or isinstance(error, KeyboardInterrupt) or not structlog.is_configured():
+            return False
+        structlog.get_logger("kvgate").critical("defect", where=where, exc_info=error)
+        return True
+
+    def of_process(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not log(error, "process"):
+            sys.__excepthook__(kind, error, trace)
+
+    def of_thread(of: threading.ExceptHookArgs) -> None:
+        if not log(of.exc_value, "thread"):
+            threading.__excepthook__(of)
+
+    def of_destructor(of: "sys.UnraisableHookArgs") -> None:
+        if not log(of.exc_value, "destructor"):
+            sys.__unraisablehook__(of)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = of_process, of_thread, of_destructor
+    logging.captureWarnings(capture=True)
 
 
 class Sink:

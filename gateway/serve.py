@@ -20,6 +20,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.app import GATEWAY, KEEPALIVE_S, build
+from gateway.backends.embedded import CANNOT_START
+from gateway.backends.replicas import watch_start
 from gateway.config import Config
 from gateway.http_server import JsonErrorRunner
 from gateway.stop_signals import on_stop_signals
@@ -32,7 +34,7 @@ _log = structlog.get_logger("kvgate")
 
 
 def serve(config: Config) -> int:
-    """Serve until a signal; returns the exit code.
+    """Serve until a signal; returns the exit code: 78 if the only engine there is cannot start.
 
     Raises:
         OSError: the address cannot be bound (``EADDRINUSE`` and its like).
@@ -171,7 +173,7 @@ def url_of(listener: socket.socket) -> str:
 
 async def _serve(config: Config, listener: socket.socket) -> int:
     stop = asyncio.Event()
-    signals = 0
+    signals = code = 0
     site: Site | None = None
 
     def asked_to_stop(number: signal.Signals) -> None:
@@ -182,8 +184,16 @@ async def _serve(config: Config, listener: socket.socket) -> int:
         if signals > 1 and site is not None:
             site.hang_up()
 
+    def given_up() -> None:
+        nonlocal code
+        code = CANNOT_START
+        stop.set()
+
     on_stop_signals(asked_to_stop)
     app = await build(config)
+    engines = app[GATEWAY].engines
+    if engines is not None and not config.backends:
+        watch_start(engines, given_up)
     site = Site(app, grace_s=config.server.shutdown_grace_s)
     try:
         await site.start(listener)
@@ -191,7 +201,7 @@ async def _serve(config: Config, listener: socket.socket) -> int:
         await stop.wait()
     finally:
         await site.stop()
-    return 0 if signals < 2 else INTERRUPTED
+    return code if signals < 2 else INTERRUPTED
 
 
 def _settle_garbage() -> None:

@@ -117,5 +117,5 @@ def test_the_engine_alone_has_the_same_defaults() -> None:
 
 
 def test_what_the_gateway_hands_on_the_engine_understands() -> None:
-    handed_on = child_environment(Config().engine, {})
+    handed_on = child_environment(Config().engine, {}, Config().server)
     assert parse_config([], handed_on) == EngineConfig()

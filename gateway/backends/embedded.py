@@ -1,8 +1,9 @@
 """The embedded engine: a child process that is started, watched and restarted.
 
 It is one more HTTP backend; all that is known of it here is its command line, a file it writes
-its port into, ``/healthz``, and two ways to end: exit code 78 means that trying again cannot help
-(a bad model file, no network to fetch one), anything else is a crash.
+its port into, ``/healthz``, and three ways to end: exit code 78 means that trying again cannot help
+(a bad model file, a missing library), 75 that the model cannot be fetched yet, anything else is a crash.
+The one line with which it says why it ended with 75 or 78 is logged here, and not passed on.
 
 ::
 
@@ -17,7 +18,6 @@ import asyncio
 import contextlib
 import os
 import random
-import re
 import shutil
 import signal
 import sys
@@ -27,38 +27,35 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import BinaryIO, Final, Literal, cast
+from typing import BinaryIO, Final, Literal
 
 import aiohttp
 import structlog
 
-from gateway.config_sections import Engine
+from gateway.backends.child import LAST_WORDS, Child
+from gateway.config_sections import Engine, Server
 from gateway.errors import BackendFault
 from gateway.flights import Tasks
-from gateway.logs import redacted
 
 State = Literal["stopped", "starting", "ready", "restarting", "failed"]
 
 CANNOT_START: Final = 78  # sysexits.h EX_CONFIG
+TRY_AGAIN: Final = 75  # sysexits.h EX_TEMPFAIL
 FIRST_DELAY_S: Final = 0.5
 LONGEST_DELAY_S: Final = 30.0
 JITTER: Final = 0.25  # share of a delay that chance may take off
 STEADY_S: Final = 60.0  # up for so long, and earlier crashes are forgotten
 GRACE_S: Final = 5.0
-DRAIN_S: Final = 1.0
 POLL_S: Final = 0.05
 RETRY_STARTING_S: Final = 2.0
 RETRY_FAILED_S: Final = 60.0
-TAIL_BYTES: Final = 4096
-LONGEST_LINE: Final = 300
 PASSED_ON: Final = (
     "model", "device", "dtype", "kernels", "kv_dtype", "mla", "max_model_len", "prefix_cache",
     "block_tokens", "kv_memory", "kv_host_memory", "kv_disk.path", "kv_disk.max", "tensor_parallel",
     "threads", "chunk_tokens", "max_sequences", "speculate_tokens", "verify_share",
     "max_waiting",
 )  # fmt: skip
-SHOW_CURSOR: Final = b"\x1b[?25h"
-ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+LOGGING: Final = ("log_level", "log_format")  # as we do
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +65,7 @@ class EngineView:
     state: State
     address: str | None = None
     retry_s: float = RETRY_STARTING_S
+    reason: str | None = None
 
     def base_url(self) -> str:
         """Where its OpenAI routes are. Raises: BackendFault 503 while it is not ready."""
@@ -75,6 +73,9 @@ class EngineView:
             return self.address + "/v1"
         if self.state == "starting":
             raise _down("engine_starting", "the engine is starting", RETRY_STARTING_S)
+        if self.state == "restarting" and self.reason is not None:
+            message = "the engine waits for its model, which cannot be fetched yet"
+            raise _down("engine_unavailable", message, self.retry_s)
         if self.state == "restarting":
             raise _down("engine_unavailable", "the engine is being restarted", self.retry_s)
         raise _down("engine_unavailable", "the engine does not run; see the log", RETRY_FAILED_S)
@@ -87,6 +88,7 @@ class EngineProcess:
         section: the engine's options, handed on as ``KVGATE_ENGINE__*``.
         name: for the log, where there are several.
         tasks: runs the watching.
+        server: how we log, and so does the engine.
         command: what to start; flags are added.
         output: where the child's output goes on to; our own standard error by default.
         clock, sleep, draw, grace_s: time and chance, for the tests.
@@ -99,6 +101,7 @@ class EngineProcess:
         *,
         tasks: Tasks,
         name: str | None = None,
+        server: Server | None = None,
         command: Sequence[str] = (sys.executable, "-P", "-m", "engine"),
         environ: Mapping[str, str] = os.environ,
         output: BinaryIO | None = None,
@@ -111,17 +114,19 @@ class EngineProcess:
         self._state: State = "stopped"
         self._on_change = on_change
         self.reason: str | None = None
-        """Why it failed, in the engine's own words."""
+        """Why it failed, or is tried again later, in the engine's own words."""
         self.restarts = 0
         self._tasks = tasks
         self._command = tuple(command)
-        self._environ = child_environment(section, environ)
+        server = server or Server()
+        self._environ = child_environment(section, environ, server)
+        self._as_json = server.log_format == "json"
         self._output = output if output is not None else getattr(sys.stderr, "buffer", None)
         self._clock, self._sleep, self._draw = clock, sleep, draw
         self._grace_s = grace_s
         self._folder: Path | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._address: str | None = None
         self._next_try_s = 0.0
         self._log = structlog.get_logger("kvgate.engine", **({"engine": name} if name else {}))
@@ -138,7 +143,7 @@ class EngineProcess:
     def view(self) -> EngineView:
         """How it is and where, to be told to others."""
         wait_s = max(self._next_try_s - self._clock(), 0.0)
-        return EngineView(self._state, self._address, wait_s + RETRY_STARTING_S)
+        return EngineView(self._state, self._address, wait_s + RETRY_STARTING_S, self.reason)
 
     async def start(self) -> None:
         """Begin to start it; returns at once."""
@@ -200,7 +205,7 @@ class EngineProcess:
         flags = {"--host": "127.0.0.1", "--port": 0, "--port-file": port_file}
         flags["--parent-pid"] = os.getpid()
         command = (*self._command, *(str(word) for pair in flags.items() for word in pair))
-        child = self._child = _Child(self._output)
+        child = self._child = Child(self._output, self._log.info if self._as_json else None)
         try:
             await child.spawn(command, self._environ)
         except OSError as error:
@@ -210,7 +215,7 @@ class EngineProcess:
         self._log.info("engine starting", pid=child.pid)
         began_s, ready_s = self._clock(), None
         if await self._until_ready(child, port_file):
-            ready_s = self._clock()
+            ready_s, self.reason = self._clock(), None
             self._become("ready")
             self._log.info("engine ready", pid=child.pid, after_s=round(ready_s - began_s, 2))
         await child.exited.wait()
@@ -219,7 +224,7 @@ class EngineProcess:
         self._child = None
         return self._last_words(child, self._clock() - ready_s if ready_s is not None else 0.0)
 
-    async def _until_ready(self, child: "_Child", port_file: Path) -> bool:
+    async def _until_ready(self, child: "Child", port_file: Path) -> bool:
         timeout = aiohttp.ClientTimeout(total=2)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while not child.exited.is_set():
@@ -233,106 +238,19 @@ class EngineProcess:
                 await self._sleep(POLL_S)
         return False
 
-    def _last_words(self, child: "_Child", up_s: float) -> float | None:
-        code, last_line = child.returncode, child.last_line()
+    def _last_words(self, child: "Child", up_s: float) -> float | None:
+        code, last_line, self.reason = child.returncode, child.last_line(), None
+        if code in {CANNOT_START, TRY_AGAIN}:
+            self.reason = last_line.removeprefix(LAST_WORDS) or "no reason given"
+        if code == TRY_AGAIN:
+            self._log.warning("engine waits for its model", reason=self.reason)
+            return 0.0
         if code == CANNOT_START:
-            self.reason = last_line or "no reason given"
             self._log.error("engine cannot start", reason=self.reason)
             return None
         ended = {"signal": _signal_name(-code)} if code < 0 else {"exit_code": code}
         self._log.error("engine crashed", **ended, up_s=round(up_s, 1), last_line=last_line)
         return up_s
-
-
-class _Child(asyncio.SubprocessProtocol):
-    """One process: its output passed on as it comes, the end of it kept for the log."""
-
-    def __init__(self, output: BinaryIO | None) -> None:
-        self.exited = asyncio.Event()
-        self._drained = asyncio.Event()
-        self.pid = 0
-        self._output = output
-        self._tail = bytearray()
-        self._transport: asyncio.SubprocessTransport | None = None
-
-    async def spawn(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
-        """Start it in a session of its own, so that a Ctrl-C meant for us does not reach it."""
-        await asyncio.get_running_loop().subprocess_exec(
-            lambda: self,
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=dict(environ),
-            start_new_session=True,
-        )
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transport is one in all but its bases
-        self._transport = cast("asyncio.SubprocessTransport", transport)
-        self.pid = self._transport.get_pid()
-
-    def pipe_data_received(self, fd: int, data: bytes | str) -> None:
-        assert isinstance(data, bytes), fd
-        self._tail = (self._tail + data)[-TAIL_BYTES:]
-        self._pass_on(data)
-
-    def process_exited(self) -> None:
-        self.exited.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
-        self._drained.set()  # it has exited and its pipe is read to the end
-
-    @property
-    def returncode(self) -> int:
-        """How it ended; negative for a signal."""
-        assert self._transport is not None
-        code = self._transport.get_returncode()
-        assert code is not None
-        return code
-
-    def last_line(self) -> str:
-        """The last thing it said, without colours and keys."""
-        text = ANSI.sub("", self._tail.decode(errors="replace"))
-        lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
-        return redacted(next((line for line in reversed(lines) if line), ""))[:LONGEST_LINE]
-
-    async def gone(self) -> None:
-        """Wait until it has exited and said its last words."""
-        await self.exited.wait()
-        with contextlib.suppress(TimeoutError):  # what it started may hold the pipe open
-            async with asyncio.timeout(DRAIN_S):
-                await self._drained.wait()
-        if self._output is not None and not self._output.closed and self._output.isatty():
-            self._pass_on(SHOW_CURSOR)  # it may have ended in the middle of a progress bar
-        self._close()
-
-    def _pass_on(self, data: bytes) -> None:
-        if self._output is not None:
-            with contextlib.suppress(OSError, ValueError):  # nobody reads our log any more
-                self._output.write(data)
-                self._output.flush()
-
-    async def end(self, grace_s: float) -> None:
-        """SIGTERM, and SIGKILL for it and all it started when the grace is over."""
-        if self._transport is None:
-            return
-        try:
-            with contextlib.suppress(TimeoutError, ProcessLookupError):
-                self._transport.terminate()
-                async with asyncio.timeout(grace_s):
-                    await self.exited.wait()
-        finally:
-            self._kill_group()
-            await self.gone()
-
-    def _kill_group(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)  # it leads its session: the group has its number
-
-    def _close(self) -> None:
-        assert self._transport is not None
-        self._transport.close()
 
 
 def code_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -345,11 +263,16 @@ def code_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**environ, "PYTHONPATH": path}
 
 
-def child_environment(section: Engine, environ: Mapping[str, str]) -> dict[str, str]:
+def child_environment(
+    section: Engine, environ: Mapping[str, str], server: Server
+) -> dict[str, str]:
     """Ours without the gateway's own options (tenants' keys among them), with the engine's."""
     kept = {name: text for name, text in environ.items() if _is_kept(name.upper())}
     ours = code_environment(kept) | {"PYTHONUNBUFFERED": "1"}
-    if sys.stderr.isatty():  # the child writes to a pipe; its progress bars end at a person
+    ours |= {f"KVGATE_ENGINE__{name.upper()}": getattr(server, name) for name in LOGGING}
+    if (
+        sys.stderr.isatty() and server.log_format != "json"
+    ):  # the child writes to a pipe; its progress bars end at a person
         width = str(shutil.get_terminal_size().columns)
         ours |= {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1", "COLUMNS": width}
     for name in PASSED_ON:

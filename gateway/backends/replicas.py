@@ -101,10 +101,14 @@ def divided(section: Engine, cores: int) -> Engine:
     return section.model_copy(update={"threads": max(1, cores // section.replicas)})
 
 
-def state_of(engines: Engines) -> State:
-    """The state of the one that is best off: one that is ready can serve."""
-    states = (one.state for one in engines.view().values())
-    return min(states, key=_BEST_FIRST.index, default="starting")
+def waits_for(engines: Engines) -> str | None:
+    """The state of the one that is best off, and why; None when it is ready and can serve."""
+    best = min(engines.view().values(), key=lambda one: _BEST_FIRST.index(one.state), default=None)
+    if best is None:
+        return "starting"
+    if best.state == "ready":
+        return None
+    return f"{best.state}: {best.reason}" if best.state != "failed" and best.reason else best.state
 
 
 def locate(engines: Engines, name: str) -> str:
@@ -117,6 +121,20 @@ def is_ready(engines: Engines | None, name: str) -> bool:
     if engines is None or (view := engines.view().get(name)) is None:
         return True
     return view.state == "ready"
+
+
+def watch_start(engines: Engines, given_up: Callable[[], None]) -> None:
+    """Have ``given_up`` called when an engine cannot start before any was ready: none ever will."""
+    was_ready = False
+
+    def changed(_: str) -> None:
+        nonlocal was_ready
+        states = {view.state for view in engines.view().values()}
+        was_ready |= "ready" in states
+        if "failed" in states and not was_ready:
+            given_up()
+
+    engines.watch(changed)
 
 
 def follow(engines: Engines, router: Router, tasks: Tasks) -> None:

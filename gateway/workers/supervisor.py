@@ -26,8 +26,8 @@ from typing import Any, Final
 
 import structlog
 
-from gateway.backends.embedded import code_environment
-from gateway.backends.replicas import Replicas
+from gateway.backends.embedded import CANNOT_START, code_environment
+from gateway.backends.replicas import Replicas, watch_start
 from gateway.config import Config
 from gateway.flights import Tasks
 from gateway.kv_secret import kv_secret
@@ -114,8 +114,10 @@ class Supervisor:
         self._code = 0
         self._engines: Replicas | None = None
         if config.engine_enabled():
-            self._engines = Replicas(config.engine, tasks=self._tasks)
+            self._engines = Replicas(config.engine, tasks=self._tasks, server=config.server)
             self._engines.watch(self._tell_of_engines)
+            if not config.backends:
+                watch_start(self._engines, self._given_up)
 
     def __repr__(self) -> str:
         serving = sum(place.serving for place in self._places)
@@ -149,6 +151,10 @@ class Supervisor:
         if self._stopping.is_set():
             self._code = INTERRUPTED
             self._halting.set()
+        self._stopping.set()
+
+    def _given_up(self) -> None:
+        self._code = CANNOT_START
         self._stopping.set()
 
     async def _drain(self, keeping: Sequence["asyncio.Task[None]"]) -> None:

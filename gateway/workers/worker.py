@@ -186,4 +186,5 @@ async def _run(channel: socket.socket, listeners: Mapping[int, socket.socket]) -
 
 
 if __name__ == "__main__":
+    logs.catch_stray()
     sys.exit(main(sys.argv[1:]))

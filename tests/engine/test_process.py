@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from engine.native.library import Library
+from engine.process import JsonLines
 from tests.kit.tiny_model import TinyLlama
 
 ROOT = Path(__file__).parents[2]
@@ -197,6 +199,26 @@ def test_an_option_may_come_from_the_environment(
         again = child.post("/v1/completions", body)
         assert again["usage"]["prompt_cache_hit_tokens"] == 0
         assert again["model"] == "mine"
+
+
+def test_in_json_each_line_is_an_object(model: Path, tmp_path: Path) -> None:
+    with started(model, tmp_path, "--log-format", "json") as child:
+        child.ready()
+        code, said = child.end(signal.SIGTERM)
+    assert code == 0
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert {"ts", "severity", "logger", "event"} <= set(lines[0])
+    assert "ready" in [line["event"] for line in lines]
+
+
+def test_a_traceback_is_a_field_of_its_line() -> None:
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        record = logging.LogRecord("engine", logging.ERROR, "", 0, "failed", None, sys.exc_info())
+    line = json.loads(JsonLines().format(record))
+    assert (line["event"], line["severity"]) == ("failed", "error")
+    assert line["exception"].endswith("ValueError: broken")
 
 
 def test_help_names_the_options() -> None:

@@ -1,5 +1,6 @@
 """The command line: exit codes, one readable line per failure, and a quick --help."""
 
+import json
 import os
 import re
 import socket
@@ -26,6 +27,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in list(os.environ):
         if name.startswith("KVGATE_"):
             monkeypatch.delenv(name)
+    monkeypatch.setattr("gateway.logs.catch_stray", lambda: None)  # this process is pytest's
     yield
     structlog.reset_defaults()
 
@@ -89,13 +91,18 @@ def test_the_exit_code_of_serving_is_passed_on(monkeypatch: pytest.MonkeyPatch) 
         (("--config", "/nonexistent.yaml"), "/nonexistent.yaml: cannot be read: No such file"),
     ],
 )
-def test_a_bad_flag_is_one_line_and_exit_code_1(
+def test_a_bad_configuration_is_one_line_and_exit_code_78(
     arguments: tuple[str, ...], line: str, served: list[Config]
 ) -> None:
     done = invoke("serve", *arguments)
-    assert done.exit_code == 1
+    assert done.exit_code == 78
     assert done.stderr.startswith(line)
     assert done.stderr.count("\n") == 1
+    in_json = invoke("serve", *arguments, "--log-format", "json")
+    assert in_json.exit_code == 78
+    said = json.loads(in_json.stderr)
+    assert said["severity"] == "error"
+    assert said["event"].startswith(line)
     assert served == []
 
 
@@ -108,11 +115,15 @@ def test_a_wrong_command_line_is_exit_code_2() -> None:
 def test_a_port_in_use_is_one_line_that_names_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        done = run("serve", "--port", str(port))
+        done, in_json = (
+            run("serve", "--port", str(port), *more) for more in ((), ("--log-format", "json"))
+        )
     assert done.returncode == 1
     assert done.stderr == (
         f"kvgate: 127.0.0.1:{port} is in use by another process; choose another port with --port\n"
     )
+    assert in_json.returncode == 1
+    assert json.loads(in_json.stderr)["event"] == done.stderr.strip()
 
 
 @pytest.mark.parametrize(

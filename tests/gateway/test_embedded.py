@@ -18,7 +18,7 @@ import uvloop
 from structlog.testing import capture_logs
 
 from gateway.backends.embedded import EngineProcess, child_environment
-from gateway.config_sections import Engine
+from gateway.config_sections import Engine, Server
 from gateway.errors import BackendFault
 from gateway.flights import Tasks
 
@@ -194,6 +194,53 @@ async def test_exit_code_78_is_final_and_told_once(bench: Bench) -> None:
     assert "gguf" not in caught.value.message  # a path is the operator's business
 
 
+async def test_exit_code_75_is_tried_again_and_says_what_it_waits_for(bench: Bench) -> None:
+    engine = await bench.start("exit=75,say=kvgate engine: no network")
+    await bench.delays(1)
+    (line,) = bench.events("engine waits for its model")
+    assert line["reason"] == engine.reason == engine.view().reason == "no network"
+    assert not bench.events("engine crashed")
+    with pytest.raises(BackendFault, match="cannot be fetched yet") as caught:
+        engine.base_url()
+    assert (caught.value.status, caught.value.retry_after_s) == (503, 2.5)
+    for _ in range(3):
+        bench.may_restart.release()
+    await bench.delays(4)
+    assert bench.slept == [0.5, 1, 2, 4]
+
+
+async def test_what_it_waited_for_is_forgotten_once_it_is_ready(
+    bench: Bench, tmp_path: Path
+) -> None:
+    network = tmp_path / "network"
+    engine = await bench.start(f"exit=75,unless={network},say=kvgate engine: no network")
+    await bench.delays(1)
+    network.touch()
+    bench.may_restart.release()
+    await until(lambda: engine.state == "ready")
+    assert engine.view().reason is None
+
+
+async def test_why_it_cannot_start_is_logged_and_not_passed_on_as_well(bench: Bench) -> None:
+    engine = await bench.start("exit=78,say=\x1b[0mshown\nkvgate engine: no such model\nmore")
+    await until(lambda: engine.state == "failed")
+    assert b"no such model" not in bench.output.getvalue()
+    assert b"shown\nmore" in bench.output.getvalue()
+
+
+async def test_in_json_its_lines_are_passed_on_or_put_into_objects(bench: Bench) -> None:
+    server = Server(log_format="json")
+    said = '\r\x1b[1mhalf a bar\n{"event": "a"}\nkvgate engine: no model'
+    engine = await bench.start(f"exit=78,say={said}", server=server)
+    await until(lambda: engine.state == "failed")
+    assert bench.output.getvalue() == b'{"event": "a"}\n'
+    assert [line["event"] for line in bench.logs if line["log_level"] == "info"] == [
+        "engine starting", "first words", "half a bar",
+    ]  # fmt: skip
+    (start,) = bench.starts()
+    assert start["env"]["KVGATE_ENGINE__LOG_FORMAT"] == "json"
+
+
 async def test_a_command_that_does_not_exist_is_a_crash(bench: Bench) -> None:
     engine = await bench.start(command=("/nonexistent/python",))
     await until(lambda: engine.state == "restarting")
@@ -298,7 +345,7 @@ def test_it_gets_its_options_and_none_of_the_gateways_secrets() -> None:
         "KVGATE_CACHE_DIR": "/cache",
     }
     section = Engine.model_validate({"model": "m", "prefix_cache": False, "kv_memory": "1MiB"})
-    found = child_environment(section, environ)
+    found = child_environment(section, environ, Server())
     assert "secret" not in found.values()
     assert found["PATH"] == "/bin"
     assert found["KVGATE_CACHE_DIR"] == "/cache"
@@ -313,9 +360,9 @@ def test_it_gets_its_options_and_none_of_the_gateways_secrets() -> None:
 
 
 def test_a_terminal_is_passed_on_for_the_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "TTY_INTERACTIVE" not in child_environment(Engine(), {})
+    assert "TTY_INTERACTIVE" not in child_environment(Engine(), {}, Server())
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert child_environment(Engine(), {})["TTY_INTERACTIVE"] == "1"
+    assert child_environment(Engine(), {}, Server())["TTY_INTERACTIVE"] == "1"
 
 
 PARENT = """

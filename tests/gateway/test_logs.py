@@ -180,6 +180,42 @@ def test_lines_reach_a_real_stream_at_once() -> None:
     assert json.loads(done.stderr)["event"] == "here"
 
 
+STRAY = """
+import os, sys, threading, warnings
+from gateway.logs import catch_stray, configure
+catch_stray()
+configure("info", "json", sys.stderr)
+
+class Broken:
+    def __del__(self): raise ValueError("in a destructor")
+
+Broken()
+warnings.warn("an old name")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+raise RuntimeError("the end")
+"""
+
+
+def test_what_python_would_write_itself_is_logged() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STRAY], capture_output=True, check=False, text=True
+    )
+    said = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.returncode == 1
+    assert [line.get("where") for line in said] == ["destructor", None, "thread", "process"]
+    assert [line["severity"] for line in said] == ["critical", "warning", "critical", "critical"]
+    assert "an old name" in said[1]["event"]
+    assert said[3]["exception"].endswith("RuntimeError: the end\n")
+
+
+def test_without_a_log_python_writes_as_it_does() -> None:
+    code = "from gateway.logs import catch_stray; catch_stray(); 1 / 0"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert done.stderr.startswith("Traceback")
+
+
 def test_helpers() -> None:
     assert redacted("Authorization: Bearer abc.def rest") == "Authorization: [redacted] rest"
     assert redacted("api_key=abcdef x") == "[redacted] x"

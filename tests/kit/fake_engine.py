@@ -33,7 +33,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "say" in wishes:
         print("first words\n\x1b[31m" + wishes["say"] + "\x1b[0m\n", file=sys.stderr)
-    if "exit" in wishes:
+    if "exit" in wishes and not Path(wishes.get("unless", "/nowhere")).exists():
         sys.exit(int(wishes["exit"]))
     threading.Thread(target=watch, args=(flags.parent_pid,), daemon=True).start()
     serve(flags.host, flags.port, flags.port_file, Path(wishes.get("unready-until", "/")))

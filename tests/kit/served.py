@@ -58,6 +58,14 @@ class Served:
             time.sleep(0.05)
         raise AssertionError(f"not ready in time:\n{self.log()}")
 
+    def wait_until_it_says(self, event: str, *, times: int = 1) -> None:
+        """Until its log has so many lines of this event; fails with the log if the process ends."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while [line.get("event") for line in self.lines].count(event) < times:
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
+
     def get(self, path: str) -> tuple[int, Any]:
         """Status and JSON of a GET."""
         try:

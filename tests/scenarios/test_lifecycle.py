@@ -121,18 +121,3 @@ def test_a_typo_in_the_configuration_names_file_line_and_the_nearest_key(tmp_pat
     assert "config.yaml:2" in ended.stderr + ended.stdout
     assert "port" in ended.stderr + ended.stdout
     assert "Traceback" not in ended.stderr
-
-
-@pytest.mark.parametrize("content", [b"GGUF\x03\x00\x00\x00 cut short", b"not a model at all", b""])
-def test_a_bad_model_file_is_said_once_and_calls_are_answered_503(
-    tmp_path: Path, content: bytes
-) -> None:
-    model = tmp_path / "broken.gguf"
-    model.write_bytes(content)
-    with serving(environ={"KVGATE_ENGINE__MODEL": str(model)}, ready=False) as served:
-        until(lambda: any("cannot start" in str(line.get("event")) for line in served.lines))
-        status, headers = ask(served.url)
-        assert status == 503
-        assert "Retry-After" in headers
-        assert "broken.gguf" in served.log()
-        assert "Traceback" not in served.log()

@@ -12,8 +12,16 @@ from typing import Any
 import pytest
 
 from gateway.backends import embedded
-from gateway.backends.embedded import EngineView
-from gateway.backends.replicas import Replicas, divided, follow, is_ready, locate, state_of
+from gateway.backends.embedded import EngineView, State
+from gateway.backends.replicas import (
+    Replicas,
+    divided,
+    follow,
+    is_ready,
+    locate,
+    waits_for,
+    watch_start,
+)
 from gateway.config_sections import Engine
 from gateway.errors import BackendFault
 from gateway.flights import Tasks
@@ -66,7 +74,7 @@ def states(engines: Replicas) -> dict[str, str]:
 
 async def test_each_is_a_process_of_its_own_and_none_is_left(bench: Bench) -> None:
     engines = bench.engines()
-    assert state_of(engines) == "stopped"
+    assert waits_for(engines) == "stopped"
     await engines.start()
     await until(lambda: set(states(engines).values()) == {"ready"})
     assert locate(engines, "embedded") != locate(engines, "embedded-2")
@@ -88,7 +96,7 @@ async def test_one_that_is_ready_is_enough(bench: Bench) -> None:
     assert set(heard) == {"embedded", "embedded-2"}
     os.kill(bench.lines()[0]["pid"], signal.SIGKILL)
     await until(lambda: min(states(engines).values(), key=lambda one: one == "ready") != "ready")
-    assert state_of(engines) == "ready"
+    assert waits_for(engines) is None
     down = next(name for name, state in states(engines).items() if state != "ready")
     assert not is_ready(engines, down)
     with pytest.raises(BackendFault):
@@ -133,7 +141,33 @@ def test_of_a_backend_that_is_no_engine_nothing_is_known() -> None:
     engines.hear(told({"embedded": READY, "embedded-2": EngineView("starting")}))
     assert is_ready(engines, "embedded")
     assert not is_ready(engines, "embedded-2")
-    assert state_of(engines) == "ready"
+    assert waits_for(engines) is None
+
+
+def test_operators_are_told_what_the_best_engine_waits_for() -> None:
+    engines = FarEngines()
+    assert waits_for(engines) == "starting"
+    later = EngineView("restarting", reason="no network")
+    engines.hear(told({"embedded": later, "embedded-2": EngineView("failed", reason="/a/path")}))
+    assert waits_for(engines) == "restarting: no network"
+    engines.hear(told({"embedded": EngineView("failed", reason="/a/path")}))
+    assert waits_for(engines) == "failed"  # the path is for the log: /readyz needs no key
+
+
+def test_a_start_is_given_up_when_an_engine_cannot_start_and_none_was_ever_ready() -> None:
+    given_up: list[bool] = []
+
+    def heard(*states: State) -> list[bool]:
+        engines = FarEngines()
+        given_up.clear()
+        watch_start(engines, lambda: given_up.append(True))
+        for state in states:
+            engines.hear(told({"embedded": EngineView(state)}))
+        return given_up
+
+    assert heard("starting", "failed") == [True]
+    assert heard("starting", "restarting", "starting") == []
+    assert heard("starting", "ready", "restarting", "failed") == []
 
 
 async def test_the_router_hears_what_an_engine_holds_and_when_it_has_lost_it() -> None:

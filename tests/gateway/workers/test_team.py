@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.backends.embedded import EngineView
-from gateway.backends.replicas import locate, state_of
+from gateway.backends.replicas import locate, waits_for
 from gateway.errors import BackendFault
 from gateway.flights import Tasks
 from gateway.numbers import Numbers
@@ -102,7 +102,7 @@ async def test_when_nobody_can_say_what_the_others_counted_there_is_no_answer(be
 
 def test_an_engine_is_starting_until_something_else_is_said() -> None:
     engines = FarEngines()
-    assert state_of(engines) == "starting"
+    assert waits_for(engines) == "starting"
     with pytest.raises(BackendFault) as caught:
         locate(engines, "embedded")
     assert (caught.value.status, caught.value.code) == (503, "engine_starting")
@@ -143,4 +143,4 @@ async def test_starting_and_stopping_the_engines_is_the_supervisors_affair() -> 
     engines.hear(told({"embedded": EngineView("ready", "http://127.0.0.1:9")}))
     await engines.start()
     await engines.stop()
-    assert state_of(engines) == "ready"
+    assert waits_for(engines) is None
