@@ -400,6 +400,7 @@ def own_numbers(gateway: Gateway) -> Numbers:
 async def _numbers(gateway: Gateway, team: Team | None) -> Numbers:
     """What all have counted. Ourselves last: what came while we asked is in it."""
     others = await team.others() if team is not None else None
+    await gateway.store.refresh()
     own = own_numbers(gateway)
     return own if others is None else added_up([own, others])
 

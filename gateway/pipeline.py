@@ -36,7 +36,7 @@ from gateway.store.sharing import News
 from gateway.store.tiers import Tiers
 from policies.admission import Finish, Refuse, Store, admit
 from policies.call import Call
-from policies.freshness import EntryMeta, Expired, Fresh, Stale, judge
+from policies.freshness import EntryMeta, Expired, Fresh, Stale, judge, last_use
 from policies.outcome import Completed, Elsewhere, Ending, Errand, Failed, Outcome
 from policies.plan import Lane, Plan
 from policies.rules import Rules
@@ -158,7 +158,7 @@ class Pipeline:
                 store_failed = True
         verdict: Fresh | Stale | Expired | None = None
         if entry is not None:
-            verdict = judge(entry.meta, plan, now, self._draw(), beta=self._rules.refresh_beta)
+            verdict = await self._judged(entry.meta, plan, now)
             match verdict:
                 case Fresh():
                     return _kept(entry, plan, verdict, renew=verdict.refresh_ahead)
@@ -180,6 +180,17 @@ class Pipeline:
             return await self.look_up(plan)
         last_resort = _kept(entry, plan, verdict) if entry and isinstance(verdict, Stale) else None
         return Missed(missed, last_resort, mark)
+
+    async def _judged(self, meta: EntryMeta, plan: Plan, now: float) -> Fresh | Stale | Expired:
+        """The verdict on an entry. Expiry is final: a clock that is set back revives nothing."""
+        verdict = judge(meta, plan, now, self._draw(), beta=self._rules.refresh_beta)
+        if isinstance(verdict, Fresh):
+            return Expired(verdict.age_s) if self._recall.is_past(meta) else verdict
+        if meta.stored_at + meta.ttl_s <= now:
+            self._recall.seen_past(meta)
+        if last_use(meta) <= now:
+            await self._store.drop(meta.key)
+        return verdict
 
     def landed(self, plan: Plan, missed: Missed) -> bool:
         """Whether ``plan`` should be looked up again: it was being computed, and now is."""

@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 import cachetools
 
+from policies.freshness import EntryMeta
 from policies.keys import Scope
 from policies.plan import Plan
 
@@ -21,6 +22,8 @@ MAX_DEPARTED: Final = 65_536
 MAX_PLACES: Final = 1024
 SHAPES_PER_PLACE: Final = 8
 MAX_SHAPE_BYTES: Final = 32 * 1024
+MAX_PAST: Final = 65_536
+"""Entries that were seen past their ttl."""
 MAX_NOTES: Final = 4096
 """Entries of which it is known what made them and how often they were served."""
 
@@ -45,6 +48,7 @@ class Recall:
         self._places: cachetools.LRUCache[bytes, Place] = cachetools.LRUCache(
             MAX_PLACES * SHAPES_PER_PLACE
         )
+        self._past: cachetools.LRUCache[bytes, float] = cachetools.LRUCache(MAX_PAST)
         self._notes: cachetools.LRUCache[bytes, Note] = cachetools.LRUCache(MAX_NOTES)
 
     def left(self, keys: Iterable[bytes], why: Departure) -> None:
@@ -73,6 +77,14 @@ class Recall:
         note = self._notes.get(plan.key)
         if note is not None:
             note.hits += 1
+
+    def seen_past(self, meta: EntryMeta) -> None:
+        """The entry was seen past its ttl: that is final, also when the clock is set back."""
+        self._past[meta.key] = meta.stored_at
+
+    def is_past(self, meta: EntryMeta) -> bool:
+        """Whether this very entry was seen past its ttl before."""
+        return meta.key in self._past and self._past[meta.key] == meta.stored_at
 
     def note(self, key: bytes) -> Note | None:
         """What this process knows of an entry; None when another one stored it, or long ago."""

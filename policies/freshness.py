@@ -94,6 +94,12 @@ def judge(
     return Expired(age_s)
 
 
+def last_use(meta: EntryMeta) -> float:
+    """When nobody can be served it any more, stale rules included (unix seconds)."""
+    stale_s = max(meta.stale_while_revalidate_s, meta.stale_if_error_s)
+    return meta.stored_at + meta.ttl_s + stale_s
+
+
 def _refresh_ahead(meta: EntryMeta, plan: Plan, left_s: float, draw: float, beta: float) -> bool:
     """XFetch: an exponential draw, scaled by the cost, reaches the expiry."""
     return plan.may_store and meta.status == 200 and -log1p(-draw) * meta.cost_s * beta >= left_s

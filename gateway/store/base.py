@@ -151,6 +151,10 @@ class Generations(Protocol):
         """
         ...
 
+    async def refresh(self) -> None:
+        """Learn what other processes changed: how full it is, and the generation. Raises: StoreError."""
+        ...
+
 
 class Store(Generations, Protocol):
     """One place that keeps entries of one tier."""
@@ -174,7 +178,7 @@ class Store(Generations, Protocol):
         ...
 
     def fill(self) -> Fill:
-        """How full it is; never fails."""
+        """How full it is, as of the last write here or :meth:`refresh`; never fails."""
         ...
 
     async def close(self) -> None:

@@ -8,7 +8,6 @@ next write or once a second.
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from sqlite3 import Connection
@@ -65,8 +64,6 @@ class DiskStore:
         self._flushed_at = 0.0
         self._evictions = 0
         self._totals = Totals(0, 0)
-        self._changes = 0
-        self._asking: Future[Totals] | None = None
         self.number = 0
         """See :attr:`gateway.store.base.Generations.number`."""
 
@@ -76,6 +73,12 @@ class DiskStore:
         if at is None:
             self.number = number
         return number
+
+    async def refresh(self) -> None:
+        """See :meth:`gateway.store.base.Generations.refresh`."""
+        self.number, self._totals = await self._database.read(
+            lambda one: (self._shelf.bars.number(one), self._shelf.totals(one))
+        )
 
     async def get(self, key: bytes, *, now: float) -> Entry | None:
         """See :meth:`gateway.store.base.Store.get`."""
@@ -94,8 +97,7 @@ class DiskStore:
             stored = self._shelf.put(connection, entry, used, now=now)
             return stored, self._shelf.totals(connection)
 
-        stored, totals = await self._database.write(job)
-        self._now_holds(totals)
+        stored, self._totals = await self._database.write(job)
         self._evictions += len(stored.gone)
         return stored
 
@@ -130,10 +132,9 @@ class DiskStore:
 
         try:
             async with asyncio.timeout(STEP_S):
-                some, go_on, totals = await self._database.work(job)
+                some, go_on, self._totals = await self._database.work(job)
         except TimeoutError:
             raise StoreError(f"a removal got no further within {STEP_S:.0f} s") from None
-        self._now_holds(totals)
         return some, go_on
 
     async def scan(
@@ -145,14 +146,7 @@ class DiskStore:
         )
 
     def fill(self) -> Fill:
-        """See :meth:`gateway.store.base.Store.fill`.
-
-        As of the last write of this process, or of the last call: each call has the totals, which
-        other processes change too, asked for anew in the background.
-        """
-        if self._asking is None or self._asking.done():
-            with suppress(StoreError):
-                self._ask()
+        """See :meth:`gateway.store.base.Store.fill`."""
         return Fill(
             tier=self._shelf.tier,
             store="disk",
@@ -168,20 +162,6 @@ class DiskStore:
         if used:
             with suppress(StoreError):
                 await self._database.write(lambda one: self._shelf.touch(one, used))
-
-    def _ask(self) -> None:
-        changes = self._changes
-        asking = self._asking = self._database.read_soon(self._shelf.totals)
-
-        def told(done: Future[Totals]) -> None:
-            if not done.cancelled() and done.exception() is None and changes == self._changes:
-                self._totals = done.result()
-
-        asking.add_done_callback(told)
-
-    def _now_holds(self, totals: Totals) -> None:
-        self._changes += 1
-        self._totals = totals
 
     def _count_use(self, number: int, now: float) -> None:
         uses, used_at = self._used.get(number, (0, now))

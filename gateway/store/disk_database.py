@@ -5,7 +5,8 @@ other on another, each in one short transaction; all processes take turns by SQL
 
 The file may be cut short, changed or filled with something else at any time. What SQLite then
 says decides: a full disk or a lock that does not come is a :class:`StoreError` and the file is
-left alone; anything else means that the file is damaged, and the next *edition* of it begins:
+left alone; anything else, when it is seen twice in a row and the file can be read, means that the file is
+damaged (SQLite takes a passing I/O error on read for damage), and the next *edition* of it begins:
 ``responses-1.db``, ``responses-2.db``, …. No file that may be open elsewhere is ever renamed or
 written over, so that a write-ahead log never meets another file than its own; whoever has the
 older edition open sees at its next job that there is a newer one. The latest damaged file stays
@@ -41,6 +42,7 @@ WAL_BYTES: Final = 4 * 2**20
 LONGEST_WAL_BYTES: Final = 8 * WAL_BYTES
 """From here on writers wait for that."""
 PAGE_BYTES: Final = 4096
+READ_BYTES: Final = 2**20
 APPLICATION: Final = 0x6B766731
 """Marks a file as ours and of this layout ("kvg1"); another number is another program's file."""
 PRAGMAS: Final = (
@@ -169,8 +171,9 @@ class Database:
             raise StoreError(f"{self._name}: closed") from None
 
     def _run(self, job: Job[T]) -> T:
-        """Run ``job`` in this thread; once more on a new edition if the file proves damaged."""
-        for _ in range(2):
+        """Run ``job`` in this thread; once more if the file seems damaged, and on a new edition if it is."""
+        suspected: int | None = None
+        for _ in range(4):
             try:
                 result = job(self._open())
             except sqlite3.ProgrammingError:  # ours, not the file's
@@ -183,7 +186,11 @@ class Database:
                     self._drop()
                 if opened is None or not _is_damage(error, self._path(opened.edition)):
                     raise failure from error
-                self._set_aside(opened.edition, error)
+                if suspected == opened.edition:
+                    if not _is_readable(self._path(opened.edition)):
+                        raise failure from error
+                    self._set_aside(opened.edition, error)
+                suspected = opened.edition
             else:
                 self._keep_up()
                 return result
@@ -362,6 +369,18 @@ def _failure(message: str, error: Exception) -> StoreError:
     code = getattr(error, "sqlite_errorcode", None)
     no_room = code in NO_ROOM or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
     return StoreFull(message) if no_room else StoreError(message)
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether the system gives the file's bytes, whatever they are."""
+    try:
+        with path.open("rb") as file:
+            at = 0
+            while data := os.pread(file.fileno(), READ_BYTES, at):
+                at += len(data)
+    except OSError:
+        return False
+    return True
 
 
 def _is_damage(error: Exception, path: Path) -> bool:

@@ -6,7 +6,7 @@ from typing import Final
 
 from gateway.store.base import Selector, namespace_of
 from gateway.store.disk_database import PAGE_BYTES
-from policies.freshness import EntryMeta
+from policies.freshness import EntryMeta, last_use
 
 LEAF_FILL: Final = 0.8
 """How full the leaves of a tree are that grows and shrinks at random places (measured)."""
@@ -82,10 +82,9 @@ def span_of(selector: Selector) -> tuple[bytes, bytes] | None:
     return None
 
 
-def last_use(meta: EntryMeta) -> float:
-    """When nobody can be served it any more, stale rules included (unix seconds)."""
-    stale_s = max(meta.stale_while_revalidate_s, meta.stale_if_error_s)
-    last = meta.stored_at + meta.ttl_s + stale_s
+def ends_at(meta: EntryMeta) -> float:
+    """Its last use as the tables sort it: what is not a number never comes."""
+    last = last_use(meta)
     return inf if isnan(last) else last
 
 

@@ -22,7 +22,7 @@ from gateway.store.base import Entry, Selector, Stored
 from gateway.store.codec import CodecError, decode, decode_meta, encode_head
 from gateway.store.disk_bars import BARS_SCHEMA, DiskBars
 from gateway.store.disk_database import DamagedError
-from gateway.store.disk_rows import charge, labels, last_use, number_of, of_tier, raw, span_of
+from gateway.store.disk_rows import charge, ends_at, labels, number_of, of_tier, raw, span_of
 from policies.eviction import Priority
 from policies.freshness import EntryMeta
 from policies.rules import TierName
@@ -235,7 +235,7 @@ class Shelf:
                 " CASE ?3 WHEN 0 THEN floor0 WHEN 1 THEN floor1 ELSE floor2 END + ?5,"
                 " ?6, seq + 1, 1, ?5, ?7 FROM TIER_total"
             ),
-            (number, tenant, rank, last_use(meta), worth, now, size),
+            (number, tenant, rank, ends_at(meta), worth, now, size),
         )
 
     def _make_room(
@@ -267,7 +267,7 @@ class Shelf:
     ) -> Entry | EntryMeta | None:
         """A victim: whole if a lower tier could take it, else what is known about it."""
         meta = self._meta(connection, number)
-        if meta is None or self.tier == "cold" or last_use(meta) <= now:
+        if meta is None or self.tier == "cold" or ends_at(meta) <= now:
             return meta
         return self.find(connection, meta.key)
 

@@ -232,6 +232,10 @@ class Guarded:
         limits = 1 if what is None or at is not None else LONG_CALLS
         return await self._guard.read(lambda: self._store.bar(what, at=at), limits=limits)
 
+    async def refresh(self) -> None:
+        """See :meth:`gateway.store.base.Generations.refresh`."""
+        await self._guard.read(self._store.refresh)
+
     async def get(self, key: bytes, *, now: float) -> Entry | None:
         """See :meth:`gateway.store.base.Store.get`."""
         return await self._guard.read(lambda: self._store.get(key, now=now))

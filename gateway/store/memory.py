@@ -15,7 +15,7 @@ import cachetools
 from gateway.store.bars import Bars, since_of
 from gateway.store.base import Entry, Fill, Selector, Stored
 from policies.eviction import EvictionOrder
-from policies.freshness import EntryMeta
+from policies.freshness import EntryMeta, last_use
 
 OVERHEAD_BYTES: Final = 1200
 """What an entry takes beside its body: its meta data, keys and two index slots (measured)."""
@@ -48,6 +48,9 @@ class MemoryStore:
     async def bar(self, what: Selector | None, *, at: int | None = None) -> int:
         """See :meth:`gateway.store.base.Generations.bar`. It never waits."""
         return self._bars.add(what, at=at)
+
+    async def refresh(self) -> None:
+        """See :meth:`gateway.store.base.Generations.refresh`. Nobody else changes it."""
 
     def refuses(self, entry: Entry) -> bool:
         """Whether the entry was cleared or replaced after its flight began."""
@@ -210,12 +213,6 @@ class _Share:
         self.maxsize = most
         self.currsize = 0
         self.order: EvictionOrder[bytes] = EvictionOrder()
-
-
-def last_use(meta: EntryMeta) -> float:
-    """When nobody can be served it any more, stale rules included (unix seconds)."""
-    stale_s = max(meta.stale_while_revalidate_s, meta.stale_if_error_s)
-    return meta.stored_at + meta.ttl_s + stale_s
 
 
 def footprint(entry: Entry) -> int:

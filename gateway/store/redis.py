@@ -32,7 +32,7 @@ from gateway.store.base import Entry, Fill, Selector, Stored, StoreError, namesp
 from gateway.store.codec import CodecError, decode, decode_meta, encode_head
 from gateway.store.redis_client import Script, failing_as_store
 from gateway.store.redis_lua import BAR, DROP, LOOK, PUT, TOUCH
-from policies.freshness import EntryMeta
+from policies.freshness import EntryMeta, last_use
 
 GRACE_S: Final = 60.0
 """How long the server keeps an entry after its last use: time enough to say why it is a miss."""
@@ -81,6 +81,10 @@ class RedisStore:
         (number,) = await self._run(BAR, "" if at is None else at, MOST_BARS, *bars)
         return int(number)
 
+    async def refresh(self) -> None:
+        """See :meth:`gateway.store.base.Generations.refresh`."""
+        await self._run(LOOK, b"")
+
     async def get(self, key: bytes, *, now: float) -> Entry | None:
         """See :meth:`gateway.store.base.Store.get`. One round trip."""
         with failing_as_store():
@@ -119,8 +123,7 @@ class RedisStore:
         meta = entry.meta
         head = encode_head(entry)
         indexes = [*_indexes(meta)]
-        stale_s = max(meta.stale_while_revalidate_s, meta.stale_if_error_s)
-        last_use = meta.stored_at + meta.ttl_s + stale_s
+        last = last_use(meta)
         size = _taken(len(head) + len(entry.body)) + _taken(len(head))
         size += OVERHEAD_BYTES + INDEX_BYTES * len(indexes)
         share = self._shares.get(meta.scope.tenant)
@@ -134,11 +137,11 @@ class RedisStore:
                 now,
                 meta.key,
                 head + entry.body,
-                int(1000 * (max(0.0, last_use - now) + GRACE_S)),
+                int(1000 * (max(0.0, last - now) + GRACE_S)),
                 size,
                 _RANK[meta.priority],
                 max(0.0, meta.cost_s),
-                last_use,
+                last,
                 head,
                 b"" if share is None else _digest("share", meta.scope.tenant),
                 self._max_bytes,
@@ -216,13 +219,18 @@ class RedisStore:
         """What is meant of the next entries in line, and where to go on: ``b""`` at the end."""
         if selector.key is not None:
             beyond = after is not None and selector.key <= after
-            heads = [] if beyond else (await self._run(LOOK, selector.key))[2:]
+            told = [] if beyond else (await self._run(LOOK, selector.key))[2:]
             last, whole = b"", False
         else:
             start = b"-" if after is None else b"(" + after
-            last, count, *heads = await self._run(LOOK, _index_for(selector), start, PAGE)
+            last, count, *told = await self._run(LOOK, _index_for(selector), start, PAGE)
             whole = count == PAGE
-        found = [meta for meta in _metas(heads) if selector.matches(meta)]
+        metas = {key: _meta(head) for key, head in zip(told[::2], told[1::2], strict=True)}
+        if damaged := [key for key, meta in metas.items() if meta is None]:
+            await self._run(
+                DROP, *damaged
+            )  # what cannot be judged must not survive an invalidation
+        found = [meta for meta in metas.values() if meta is not None and selector.matches(meta)]
         return found, last if whole else b""
 
     async def _run(self, script: Script, *arguments: bytes | str | float) -> list[Any]:
@@ -252,11 +260,13 @@ def _taken(length: int) -> int:
 
 def _metas(heads: Sequence[bytes]) -> list[EntryMeta]:
     """What the heads say; one that is damaged says nothing."""
-    metas = []
-    for head in heads:
-        with suppress(CodecError):
-            metas.append(decode_meta(head))
-    return metas
+    return [meta for head in heads if (meta := _meta(head)) is not None]
+
+
+def _meta(head: bytes) -> EntryMeta | None:
+    with suppress(CodecError):
+        return decode_meta(head)
+    return None
 
 
 def _indexes(meta: EntryMeta) -> Iterator[bytes]:

@@ -10,17 +10,31 @@ from gateway.store.redis_client import Script
 
 _PRELUDE: Final = """
 local P = KEYS[1]
+local RANKS = {[0] = true, [1] = true, [2] = true}
 local function groups(share)
   if share == '' then return {''} end
   return {'', share}
 end
+-- What is known of an entry; nil where that is damaged, or nothing.
+local function record(key)
+  local packed = redis.call('HGET', P..'m', key)
+  if not packed then return nil end
+  local whole, r = pcall(cmsgpack.unpack, packed)
+  if not whole or type(r) ~= 'table' then return nil end
+  local good = tonumber(r[1]) and RANKS[r[2]] and tonumber(r[3]) and tonumber(r[4])
+  if good and type(r[5]) == 'string' and type(r[6]) == 'string' then return r end
+end
 local function number(field) return tonumber(redis.call('HGET', P..'t', field) or 0) end
 local function drop(key)
+  local r = record(key)
   redis.call('DEL', P..'e:'..key)
-  local packed = redis.call('HGET', P..'m', key)
-  if not packed then return false end
-  local r = cmsgpack.unpack(packed)
   redis.call('HDEL', P..'m', key)
+  if not r then  -- damaged or gone: what it took and where else it stands is not known any more
+    redis.call('ZREM', P..'x:', key)
+    for rank = 0, 2 do redis.call('ZREM', P..'v:'..rank..':', key) end
+    redis.call('ZREM', P..'i:*', key)
+    return false
+  end
   for _, g in ipairs(groups(r[5])) do
     redis.call('ZREM', P..'x:'..g, key)
     redis.call('ZREM', P..'v:'..r[2]..':'..g, key)
@@ -81,9 +95,8 @@ if since then
 end
 drop(key)
 prune(tonumber(ARGV[13]))
-local older = redis.call('HGET', P..'m', ARGV[14])
-if older then
-  local r = cmsgpack.unpack(older)
+local r = record(ARGV[14])
+if r then
   r[3] = 0
   redis.call('HSET', P..'m', ARGV[14], cmsgpack.pack(r))
   for _, g in ipairs(groups(r[5])) do
@@ -129,13 +142,13 @@ for _, g in ipairs({share, ''}) do
     if head then table.insert(evicted, head) else forget(g, least) end
   end
 end
-local record = {size, rank, worth, 1, share, meta}
+local packed = {size, rank, worth, 1, share, meta}
 for i = 19, #ARGV do
-  record[i - 12] = ARGV[i]
+  packed[i - 12] = ARGV[i]
   redis.call('ZADD', P..'i:'..ARGV[i], 0, key)
 end
 redis.call('SET', P..'e:'..key, value, 'PX', px)
-redis.call('HSET', P..'m', key, cmsgpack.pack(record))
+redis.call('HSET', P..'m', key, cmsgpack.pack(packed))
 for _, g in ipairs(groups(share)) do
   redis.call('ZADD', P..'x:'..g, expires, key)
   redis.call('ZADD', P..'v:'..rank..':'..g, value_in(g), key)
@@ -170,9 +183,8 @@ TOUCH: Final = Script.of(
     + _PRELUDE
     + """
 for i = 2, #ARGV, 2 do
-  local packed = redis.call('HGET', P..'m', ARGV[i])
-  if packed then
-    local r = cmsgpack.unpack(packed)
+  local r = record(ARGV[i])
+  if r then
     r[4] = r[4] + tonumber(ARGV[i + 1])
     redis.call('HSET', P..'m', ARGV[i], cmsgpack.pack(r))
     for _, g in ipairs(groups(r[5])) do
@@ -202,22 +214,19 @@ LOOK: Final = Script.of(
     "#!lua flags=allow-oom\n"
     + _PRELUDE
     + """
+prune('+inf')
 local keys = {ARGV[1]}
 if #ARGV > 1 then
   keys = redis.call('ZRANGEBYLEX', P..'i:'..ARGV[1], ARGV[2], '+', 'LIMIT', 0, ARGV[3])
 end
 local found = {keys[#keys] or '', #keys}
 for _, key in ipairs(keys) do
-  if redis.call('EXISTS', P..'e:'..key) == 0 then
-    drop(key)
-  else
-    local packed = redis.call('HGET', P..'m', key)
-    if packed then
-      table.insert(found, cmsgpack.unpack(packed)[6])
-    else  -- an entry without a record, which no invalidation could judge: a miss
-      redis.call('DEL', P..'e:'..key)
-      if #ARGV > 1 then redis.call('ZREM', P..'i:'..ARGV[1], key) end
-    end
+  local r = redis.call('EXISTS', P..'e:'..key) == 1 and record(key)
+  if r then
+    table.insert(found, key)
+    table.insert(found, r[6])
+  elseif not drop(key) and #ARGV > 1 then  -- without a record no invalidation could judge it
+    redis.call('ZREM', P..'i:'..ARGV[1], key)
   end
 end
 return with_totals(found)

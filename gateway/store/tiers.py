@@ -169,6 +169,12 @@ class Tiers:
             raise failed
         return list(gone.values())
 
+    async def drop(self, key: bytes) -> None:
+        """Drop an entry that is of no use any more, wherever it is; it bars nothing."""
+        for store in self._stores.values():
+            with suppress(StoreError):
+                await store.remove(Selector(None, key=key))
+
     async def forget(self, selector: Selector) -> Sequence[EntryMeta]:
         """Drop what is meant from this process's memory: another has dropped it from the rest."""
         gone: dict[bytes, EntryMeta] = {}
@@ -187,6 +193,12 @@ class Tiers:
             for meta in await store.scan(selector, after=after, limit=limit):
                 found.setdefault(meta.key, meta)
         return [found[key] for key in sorted(found)[:limit]]
+
+    async def refresh(self) -> None:
+        """Learn what other processes changed; a tier that fails says what it knew."""
+        for store in self._stores.values():
+            with suppress(StoreError):
+                await store.refresh()
 
     def fills(self) -> Sequence[Fill]:
         """How full each tier is."""

@@ -1,7 +1,10 @@
 """How long an answer is good, what stands in for it, and what is remembered of a failure."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +12,12 @@ import pytest
 from gateway.chunks import Whole
 from gateway.errors import BackendFault, ClientFault
 from gateway.pipeline import Flown, Kept
-from gateway.store.base import Entry, Selector, Stored
+from gateway.store.base import Entry, Selector, Store, Stored
+from gateway.store.disk import DiskStore, open_database
+from gateway.store.memory import MemoryStore
+from gateway.store.redis import RedisStore
+from gateway.store.redis_client import connect
+from tests.kit import redis_server
 from tests.kit.bench import HOT, RULES, Bench, read, text_of
 from tests.kit.scripted_backend import (
     Gate,
@@ -130,6 +138,56 @@ async def test_a_clock_set_back_makes_no_answer_older_than_it_is_and_none_immort
     bench.clock.set(bench.clock.now() - 86_400)
     outcome, body = await bench.ask()
     assert text_of(body) == "new"
+
+
+@pytest.mark.parametrize("place", ["memory", "disk", "redis"])
+@pytest.mark.parametrize("another_process", [False, True])
+async def test_a_clock_set_back_never_revives_what_was_seen_expired(
+    place: str, another_process: bool, tmp_path: Path
+) -> None:
+    async with store_in(place, tmp_path) as store:
+        bench = Bench(whole_answer("old"), [failed(500)], store=store)
+        await bench.ask(kv_cache={"enabled": True, "tier": "warm", "ttl": 100})
+        bench.clock.advance(150)
+        assert (await bench.fails(kv_cache=True)).status == 500
+        bench.clock.set(bench.clock.now() - 140)
+        if another_process:
+            clock, bench = bench.clock, Bench([failed(500)], store=store)
+            bench.clock.set(clock.now())
+        assert (await bench.fails(kv_cache=True)).status == 500
+
+
+async def test_a_clock_set_back_makes_nothing_fresh_that_was_seen_stale() -> None:
+    bench = Bench(whole_answer("old"), [failed(500)])
+    await bench.ask(kv_cache={"enabled": True, "tier": "hot", "ttl": 100})
+    bench.clock.advance(110)
+    outcome, _ = await bench.ask(kv_cache=HOT)
+    assert outcome.stale
+    bench.clock.set(bench.clock.now() - 100)
+    assert (await bench.fails(kv_cache=HOT)).status == 500
+
+
+async def test_a_young_enough_answer_that_one_client_finds_too_old_stays_for_the_others() -> None:
+    bench = Bench(whole_answer("old"), [failed(500)])
+    await bench.ask()
+    bench.clock.advance(60)
+    await bench.fails(headers={"Cache-Control": "max-age=30"})
+    outcome, _ = await bench.ask()
+    assert outcome.level == "response"
+
+
+@asynccontextmanager
+async def store_in(place: str, folder: Path) -> AsyncIterator[Store]:
+    if place == "memory":
+        yield MemoryStore("warm", max_bytes=2**20)
+    elif place == "disk":
+        database = open_database(folder)
+        yield DiskStore("warm", database, max_bytes=2**20)
+        await database.close()
+    else:
+        client = connect(redis_server.shared().url, limit_s=10)
+        yield RedisStore("warm", client, max_bytes=2**20, namespace=redis_server.namespace())
+        await client.aclose()
 
 
 async def test_jitter_shortens_what_is_stored() -> None:

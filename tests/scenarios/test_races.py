@@ -203,3 +203,15 @@ async def test_invalidations_of_one_tenant_keep_no_answer_of_another_out_of_the_
     await flying
     outcome, _ = await two.ask(kv_cache=WARM, principal=tenant_b)
     assert outcome.level == "response"
+
+
+async def test_every_process_counts_the_entries_of_a_shared_tier(another: Another) -> None:
+    mine, theirs = another(), another()
+    bench = Bench(store=theirs)
+    for text in "abc":
+        await bench.ask(text, kv_cache=WARM)
+    await mine.refresh()
+    assert mine.fill().entries == 3
+    await bench.pipeline.clear(Selector(TENANT))
+    await mine.refresh()
+    assert mine.fill().entries == 0

@@ -65,18 +65,6 @@ async def test_what_outlived_the_process_is_found_again(tmp_path: Path) -> None:
     await database.close()
 
 
-async def test_how_full_it_is_counts_what_others_put_there(database: Database) -> None:
-    mine = DiskStore("warm", database, max_bytes=10**6)
-    other = DiskStore("warm", database, max_bytes=10**6)
-    await other.put(entry_of("a"), now=NOW)
-    mine.fill()
-    await asyncio.gather(*(database.read(lambda _: None) for _ in range(20)))
-    assert mine._asking is not None
-    await asyncio.wrap_future(mine._asking)
-    assert mine.fill().entries == 1
-    assert repr(other).startswith("<DiskStore warm: 1 entries")
-
-
 async def test_tiers_in_one_file_do_not_see_each_other(database: Database) -> None:
     warm = DiskStore("warm", database, max_bytes=10**6)
     cold = DiskStore("cold", database, max_bytes=10**6)

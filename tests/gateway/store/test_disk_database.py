@@ -1,6 +1,8 @@
 """The file under the disk tier: threads, transactions, and every kind of damage."""
 
 import asyncio
+import errno
+import os
 import random
 import resource
 import shutil
@@ -344,3 +346,50 @@ def test_a_full_disk_refuses_answers_and_gives_back_what_it_has(tmp_path: Path) 
 
 def test_full_is_a_kind_of_failure() -> None:
     assert issubclass(StoreFull, StoreError)
+
+
+class Failing:
+    """A job that meets what SQLite makes of a read error, so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def __call__(self, connection: sqlite3.Connection) -> int:
+        if self.left:
+            self.left -= 1
+            error = sqlite3.DatabaseError("database disk image is malformed")
+            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT  # what EIO on read becomes
+            raise error
+        return count(connection)
+
+
+async def test_a_passing_error_on_read_costs_nothing_and_sets_no_file_aside(
+    things: Database,
+) -> None:
+    await things.write(add("x"))
+    for _ in range(5):
+        assert await things.read(Failing(1)) == 1
+    assert names_in(things.path.parent) >= {"things-1.db"}
+    assert things.path.name == "things-1.db"
+
+
+async def test_a_file_that_the_system_cannot_read_is_an_error_and_not_damage(
+    things: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await things.write(add("x"))
+
+    def unreadable(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "pread", unreadable)
+        with pytest.raises(StoreError, match="malformed"):
+            await things.read(Failing(9))
+    assert things.path.name == "things-1.db"
+    assert await things.read(count) == 1
+
+
+async def test_damage_that_stays_sets_the_file_aside(things: Database) -> None:
+    await things.write(add("x"))
+    assert await things.read(Failing(2)) == 0
+    assert things.path.name == "things-2.db"

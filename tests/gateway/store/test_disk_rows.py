@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.store.disk_rows import charge, labels, last_use, number_of, raw
+from gateway.store.disk_rows import charge, ends_at, labels, number_of, raw
 from policies.keys import Scope
 from tests.kit.entries import NOW, meta_of
 
@@ -40,7 +40,7 @@ def test_a_larger_answer_is_charged_with_all_its_bytes(body_bytes: int) -> None:
     assert body_bytes + 300 < charged < 1.5 * body_bytes + 6000
 
 
-def test_the_last_use_counts_the_stale_rules_in() -> None:
+def test_the_ends_at_counts_the_stale_rules_in() -> None:
     meta = meta_of(ttl_s=10.0, stale_while_revalidate_s=5.0, stale_if_error_s=7.0)
-    assert last_use(meta) == NOW + 17
-    assert last_use(meta_of(ttl_s=float("nan"))) == float("inf")
+    assert ends_at(meta) == NOW + 17
+    assert ends_at(meta_of(ttl_s=float("nan"))) == float("inf")

@@ -340,3 +340,36 @@ async def test_a_server_that_is_not_there_is_the_stores_failure() -> None:
         with pytest.raises(StoreError, match="redis: ConnectionError"):
             await call
     await store.close()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"\xc1", b"no msgpack", b"\x93\x01\x02\x03", b"\x96\x01\x07\x01\x01\xa0\xa0"]
+)
+async def test_a_damaged_record_ends_no_invalidation_and_its_entry_is_a_miss(
+    make: Make, client: Redis, damage: bytes
+) -> None:
+    store = make()
+    for name in "abc":
+        await store.put(entry_of(name, tags=("x",)), now=NOW)
+    await client.hset(prefix_of(store) + b"m", key_of("b"), damage)
+    gone = await store.remove(Selector("t", tag="x"))
+    assert {meta.key for meta in gone} == {key_of("a"), key_of("c")}
+    assert await store.get(key_of("b"), now=NOW) is None
+    assert await store.scan(ANY, after=None, limit=9) == []
+    assert store.fill().entries == 0
+    assert (await store.put(entry_of("b", tags=("x",)), now=NOW)).kept
+    assert len(await store.remove(Selector("t", tag="x"))) == 1
+
+
+async def test_an_entry_whose_head_is_damaged_does_not_survive_an_invalidation(
+    make: Make, client: Redis
+) -> None:
+    store = make()
+    await store.put(entry_of("a", tags=("x",)), now=NOW)
+    hurt = (
+        "local r = cmsgpack.unpack(redis.call('HGET', KEYS[1], ARGV[1])) r[6] = 'not a head'"
+        " redis.call('HSET', KEYS[1], ARGV[1], cmsgpack.pack(r))"
+    )
+    await client.eval(hurt, 1, prefix_of(store) + b"m", key_of("a"))
+    await store.remove(Selector("t", tag="x"))
+    assert await store.get(key_of("a"), now=NOW) is None
