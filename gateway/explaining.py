@@ -71,7 +71,7 @@ class Explainer:
         self._contexts = contexts
         self._store = store
         self._recall = recall
-        self._misses = Misses(store, recall)
+        self._misses = Misses(store, recall, rules.kv_secret)
         self._flights = flights
         self._rules = rules
         self._now = now

@@ -15,6 +15,7 @@ from gateway.cli_remote import NO, CannotAskError
 from gateway.config import ENGINE_BACKEND, Config, ConfigError, load
 from gateway.errors import ClientFault
 from gateway.explaining import shown_plan
+from gateway.kv_secret import known_secret
 from gateway.router import Router, Served
 from gateway.routes.explain import endpoint_asked
 from gateway.routes.shape import call_in
@@ -48,7 +49,8 @@ def explain_offline(
     except ConfigError as error:
         raise CannotAskError(next(iter(error.lines()))) from None
     principal = _principal(config, tenant)
-    rules = config.rules()
+    secret = known_secret(config, environ)
+    rules = config.rules(kv_secret=secret)
     try:
         call, directive = call_in(endpoint_asked(endpoint, body), body, headers, rules.limits)
         target = _router(config).target(call.model)
@@ -62,7 +64,8 @@ def explain_offline(
         "asked_model": call.model,
         "model": target.model,
         "stream": call.stream,
-        "plan": shown_plan(plan),
+        # Without the deployment's secret the key would be another one.
+        "plan": {**shown_plan(plan), **({"key": None} if secret is None else {})},
     }
 
 

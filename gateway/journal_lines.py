@@ -27,7 +27,7 @@ from policies.call import Call
 from policies.conversation import CONTEXT_OF
 from policies.embeddings import is_list
 from policies.freshness import EntryMeta
-from policies.keys import Scope, entry_key
+from policies.keys import Scope, entry_key, scope_key
 from policies.plan import Plan
 from policies.rules import Rules
 from policies.supersession import superseded
@@ -83,10 +83,10 @@ class Hasher:
         return found
 
     def _of_scope(self, scope: Scope) -> str:
-        return self.of("scope", entry_key(scope, "", None, None))
+        return self.of("scope", scope_key(scope, b""))
 
     def _of_beginning(self, scope: Scope, model: str) -> bytes:
-        return self._hash("blocks", (entry_key(scope, model, None, None),))
+        return self._hash("blocks", (entry_key(scope_key(scope, b""), model, None, None),))
 
     def _hash(self, kind: str, parts: tuple[str | bytes | None, ...]) -> bytes:
         made = blake2b(key=self._key, digest_size=HASH_BYTES, person=kind.encode())

@@ -45,6 +45,16 @@ async def kv_secret(config: Config, environ: Mapping[str, str] = os.environ) -> 
     return sha256(shared.encode()).digest()
 
 
+def known_secret(config: Config, environ: Mapping[str, str]) -> bytes | None:
+    """The 32 bytes as far as they are known here without asking Redis; nothing is made."""
+    given, file = config.secrets.kv, secret_file(config, environ)
+    kept = given.get_secret_value() if given is not None else ""
+    if given is None and file is not None:
+        with suppress(OSError, ValueError):
+            kept = file.read_text("utf-8").strip()
+    return sha256(kept.encode()).digest() if len(kept) >= SHORTEST_KEY else None
+
+
 def secret_file(config: Config, environ: Mapping[str, str]) -> Path | None:
     """Where the secret lies: beside stored answers, else beside the engine's KV on disk, else in the
     user's cache folder.

@@ -9,7 +9,7 @@ from gateway.recall import Recall
 from gateway.store.base import Selector, StoreError
 from gateway.store.tiers import Tiers
 from policies.explain import debug_line, difference, miss_reason
-from policies.keys import Scope, entry_key
+from policies.keys import Scope, entry_key, scope_key
 from policies.outcome import Outcome
 from policies.plan import Plan
 
@@ -17,7 +17,8 @@ from policies.plan import Plan
 class Misses:
     """Explains misses."""
 
-    def __init__(self, store: Tiers, recall: Recall) -> None:
+    def __init__(self, store: Tiers, recall: Recall, secret: bytes) -> None:
+        self._secret = secret
         self._store = store
         self._recall = recall
 
@@ -53,7 +54,8 @@ class Misses:
             twins.append(Scope(kind="user", tenant=plan.scope.tenant, user=plan.user))
         for scope in twins:
             if scope != plan.scope and plan.match != "key":
-                key = entry_key(scope, plan.model, plan.cache_key, plan.fingerprint)
+                within = scope_key(scope, self._secret)
+                key = entry_key(within, plan.model, plan.cache_key, plan.fingerprint)
                 try:
                     if await self._store.scan(Selector(None, key=key), after=None, limit=1):
                         return True

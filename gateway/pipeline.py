@@ -111,7 +111,7 @@ class Pipeline:
         self._store = store
         self._flights = flights
         self._recall = recall
-        self._misses = Misses(store, recall)
+        self._misses = Misses(store, recall, rules.kv_secret)
         self._now = now
         self._draw = draw
         self._store_failed = store_failed

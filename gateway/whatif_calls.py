@@ -36,6 +36,7 @@ def plan_of(call: Recorded, wish: Decided) -> Plan:
         key=bytes.fromhex(call.key),
         public_key=call.key,
         scope=Scope("tenant", call.tenant),
+        scope_key=b"",
         model=call.model,
         salt="",
         kv=KvTerms(),

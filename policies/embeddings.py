@@ -41,7 +41,7 @@ def for_list(plan: Plan) -> Plan:
     """The plan of a list. ``match: key`` cannot hold: one key names one answer, not many."""
     if plan.match != "key":
         return plan
-    key = entry_key(plan.scope, plan.model, plan.cache_key, plan.fingerprint)
+    key = entry_key(plan.scope_key, plan.model, plan.cache_key, plan.fingerprint)
     why = Reason("match", "exact", "match key names one answer; a list of inputs has many")
     return replace(
         plan,
@@ -66,7 +66,7 @@ def part_of(call: Call, plan: Plan, item: object, places: tuple[int, ...]) -> Pa
     alone = replace(call, body={**call.body, "input": item})
     form = canonical(alone)
     print_ = fingerprint(form)
-    key = entry_key(plan.scope, plan.model, plan.cache_key, print_)
+    key = entry_key(plan.scope_key, plan.model, plan.cache_key, print_)
     own = replace(plan, key=key, public_key=public_key(key), fingerprint=print_, canonical=form)
     return Part(alone, own, places)
 

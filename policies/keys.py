@@ -56,28 +56,32 @@ def fingerprint(canonical: bytes) -> bytes:
     return sha256(canonical).digest()
 
 
+def scope_key(scope: Scope, secret: bytes) -> bytes:
+    """What the entry keys of a scope are made with: keyed BLAKE2b, 32 bytes.
+
+    Keyed, so that a client that is shown an entry key cannot confirm by itself what was asked.
+    ``secret`` may have any length.
+    """
+    return _keyed("kvgate scope 1", scope, secret)
+
+
 def entry_key(
-    scope: Scope,
+    scope: bytes,
     model: str,
     cache_key: str | None,
     fp: bytes | None,
     *,
     endpoint: str | None = None,
 ) -> bytes:
-    """Where an answer lives: SHA-256, 32 bytes, over all parts.
+    """Where an answer lives: SHA-256, 32 bytes, over all parts. ``scope`` is its :func:`scope_key`.
 
     ``fp`` None leaves the fingerprint out (``match: key``); then ``endpoint`` keeps answers of
     different shapes apart, which the fingerprint does otherwise.
     """
     return sha256(
         _framed(
-            "kvgate entry 1",
-            scope.kind,
-            scope.tenant,
-            scope.user,
-            scope.batch,
-            scope.context,
-            scope.edition,
+            "kvgate entry 2",
+            scope,
             model,
             cache_key,
             fp,
@@ -92,9 +96,13 @@ def kv_salt(scope: Scope, secret: bytes) -> str:
     Keyed, so that no client can compute or choose another's salt. ``secret`` may have any
     length.
     """
+    return _keyed("kvgate salt 1", scope, secret).hex()
+
+
+def _keyed(domain: str, scope: Scope, secret: bytes) -> bytes:
     key = secret if len(secret) <= blake2b.MAX_KEY_SIZE else sha256(secret).digest()
     parts = (scope.kind, scope.tenant, scope.user, scope.batch, scope.context, scope.edition)
-    return blake2b(_framed("kvgate salt 1", *parts), key=key, digest_size=32).hexdigest()
+    return blake2b(_framed(domain, *parts), key=key, digest_size=32).digest()
 
 
 def public_key(key: bytes) -> str:

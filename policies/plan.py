@@ -6,7 +6,7 @@ from policies.call import Call, RequestError, canonical
 from policies.contexts import Base, Terms, scope_of
 from policies.directive import Directive
 from policies.eviction import Priority
-from policies.keys import Principal, Scope, entry_key, fingerprint, kv_salt, public_key
+from policies.keys import Principal, Scope, entry_key, fingerprint, kv_salt, public_key, scope_key
 from policies.kv import KvTerms, kv_terms
 from policies.record import record
 from policies.retention import Reason, agreed, bids_of
@@ -22,14 +22,16 @@ class Plan:
     ``why_not`` is the miss-reason word for a plan that may not read or may not store:
     ``disabled``, ``too_short``, ``stateful``, ``stream``, ``no_cache``, ``no_store``, ``ttl_0``.
     ``affinity`` names prompts that begin alike, and no answer: ``cache_key``, else OpenAI's
-    ``prompt_cache_key``. ``context`` is the kind of context the client named (``code_review``); the id of a shared
-    context is in ``scope.context``. ``reasons`` stand in the order of deciding. ``salt`` is that of
-    the scope's KV, and ``kv`` what else the engine is told of it.
+    ``prompt_cache_key``. ``context`` is the kind of context the client named (``code_review``); the id
+    of a shared context is in ``scope.context``. ``reasons`` stand in the order of deciding.
+    ``scope_key`` is what the scope's entry keys are made with, ``salt`` that of its KV, and ``kv`` what
+    else the engine is told of it.
     """
 
     key: bytes
     public_key: str
     scope: Scope
+    scope_key: bytes
     model: str
     salt: str
     kv: KvTerms
@@ -91,12 +93,15 @@ def decide(
     # What touches no entry needs no key: the canonical form is half the cost of a decision.
     form = canonical(call, context_aware=directive.context_aware is not False) if enabled else b""
     print_ = fingerprint(form)
-    key = _key(call, directive, scope, model, None if matched == "key" else print_)
+    within = scope_key(scope, rules.kv_secret)
+    print_for_key = None if matched == "key" else print_
+    key = _key(call, directive, scope, model, print_for_key, within=within)
     _note_the_rest(directive, reasons)
     return Plan(
         key=key,
         public_key=public_key(key),
         scope=scope,
+        scope_key=within,
         model=model,
         salt=kv_salt(scope, rules.kv_secret),
         kv=kv_terms(call, directive, scope, user, rules, tier=retention.tier, base=base),
@@ -128,12 +133,20 @@ def decide(
     )
 
 
-def _key(call: Call, directive: Directive, scope: Scope, model: str, print_: bytes | None) -> bytes:
+def _key(
+    call: Call,
+    directive: Directive,
+    scope: Scope,
+    model: str,
+    print_: bytes | None,
+    *,
+    within: bytes,
+) -> bytes:
     # without the fingerprint, the endpoint alone keeps answers of different shapes apart
     endpoint = call.endpoint if print_ is None else None
     # a context's own name names nothing more: calls that bring its text meet those that leave it
     name = None if directive.cache_key == scope.context else directive.cache_key
-    return entry_key(scope, model, name, print_, endpoint=endpoint)
+    return entry_key(within, model, name, print_, endpoint=endpoint)
 
 
 def believed_user(directive: Directive, principal: Principal) -> str | None:

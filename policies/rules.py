@@ -60,7 +60,7 @@ class Rules:
 
     ``tiers`` holds all three tiers. In ``prompt_types`` and ``contexts`` the key ``"*"``
     stands for every other name. Of several matching ``key_prefixes`` the longest wins.
-    ``kv_secret`` keys the salts of the KV blocks; whoever knows it can compute them. ``kv_quotas``
+    ``kv_secret`` keys the salts of the KV blocks and the keys of entries. ``kv_quotas``
     says by tenant how many bytes of KV each scope of it (all, a user, a context) may keep.
     """
 

@@ -22,4 +22,4 @@ def superseded(call: Call, plan: Plan) -> bytes | None:
     if form is None:
         return None
     name = None if plan.cache_key == plan.scope.context else plan.cache_key
-    return entry_key(plan.scope, plan.model, name, fingerprint(form))
+    return entry_key(plan.scope_key, plan.model, name, fingerprint(form))

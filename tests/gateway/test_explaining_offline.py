@@ -36,15 +36,29 @@ def file(tmp_path: Path) -> Path:
     return found
 
 
-async def test_it_is_the_plan_of_a_running_gateway(file: Path) -> None:
+async def test_it_is_the_plan_of_a_running_gateway(tmp_path: Path) -> None:
+    file, secrets = tmp_path / "secret.yaml", {"kv": "the secret of a deployment"}
+    parts = {"backends": BACKENDS, "tenants": TENANTS, "secrets": secrets}
+    file.write_text(json.dumps({**CONFIG, **parts}))
     headers = {"X-Cache-Priority": "low", "X-Cache-Scope": "user"}
-    async with serving(**CONFIG, tenants=TENANTS) as service:
+    async with serving(**CONFIG, tenants=TENANTS, secrets=secrets) as service:
         answer = await service.send(
             "POST", "/v1/cache/explain", BODY, headers=headers, key=TENANTS[1]["api_keys"][0]
         )
         told = offline(file, headers=headers.items(), tenant="b")
         assert told.items() <= answer.body.items()
         assert (told["plan"]["tier"], told["plan"]["scope"]) == ("cold", "user")
+
+
+def test_a_key_is_told_only_where_the_secret_is_known(tmp_path: Path) -> None:
+    folder, file = tmp_path / "store", tmp_path / "kvgate.yaml"
+    folder.mkdir()
+    file.write_text(json.dumps({"backends": BACKENDS, "store": {"disk_path": str(folder)}}))
+    body = {**BODY, "model": "m"}
+    assert offline(file, body)["plan"]["key"] is None
+    assert list(folder.iterdir()) == []
+    (folder / "kv.secret").write_text("s" * 64)
+    assert len(offline(file, body)["plan"]["key"]) == 32
 
 
 def test_without_a_file_the_defaults_and_the_embedded_engine_hold() -> None:

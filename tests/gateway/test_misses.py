@@ -6,6 +6,7 @@ from typing import Any
 from gateway.misses import Misses
 from gateway.store.base import StoreError
 from policies.keys import Principal
+from policies.rules import default_rules
 from tests.kit.bench import Bench
 from tests.kit.entries import asked
 
@@ -14,7 +15,9 @@ ALICE = Principal("default", user="alice")
 
 async def reason(bench: Bench, plan: Any, **more: Any) -> str | None:
     said = {"expired": False, "store_failed": False, **more}
-    return (await Misses(bench.store, bench.recall).outcome(plan, **said)).miss_reason
+    return (
+        await Misses(bench.store, bench.recall, default_rules().kv_secret).outcome(plan, **said)
+    ).miss_reason
 
 
 async def test_the_reason_is_what_is_remembered() -> None:
@@ -32,7 +35,7 @@ async def test_the_reason_is_what_is_remembered() -> None:
 async def test_only_a_debug_answer_names_the_difference_and_the_decisions() -> None:
     bench = Bench()
     bench.recall.stored(asked("two")[1])
-    misses = Misses(bench.store, bench.recall)
+    misses = Misses(bench.store, bench.recall, default_rules().kv_secret)
     for debug in (False, True):
         plan = replace(asked("too")[1], debug=debug)
         outcome = await misses.outcome(plan, expired=False, store_failed=True)

@@ -17,6 +17,7 @@ from policies.contexts import (
     fitted,
     forbidden,
     may_manage,
+    may_see,
     may_use,
     not_found,
     parse_context,
@@ -203,6 +204,16 @@ class TestRights:
         self, principal: Principal, user: str | None, made_by: str | None, may: bool
     ) -> None:
         assert may_manage(terms_of(made_by=made_by), as_user(principal, user)) is may
+
+    def test_keys_of_no_user_and_admins_see_what_lies_under_any(self) -> None:
+        team = terms_of(allowed_users=("ann",))
+        for view, sees in (
+            (Principal("acme"), True),
+            (Principal("acme", user="ann"), True),
+            (Principal("acme", user="bob"), False),
+            (Principal("acme", user="bob", admin=True), True),
+        ):
+            assert may_see(team, view) is sees
 
     def test_everybody_may_make_one(self) -> None:
         assert may_manage(None, Principal("acme", user="bob"))

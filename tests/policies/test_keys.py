@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.keys import Principal, Scope, entry_key, fingerprint, kv_salt, public_key
+from policies.keys import Principal, Scope, entry_key, fingerprint, kv_salt, public_key, scope_key
 from tests.policies.making import few, texts
 
 scopes = st.builds(
@@ -25,7 +25,7 @@ parts = st.tuples(
 
 
 def key(scope: Scope, model: str, cache_key: str | None, fp: bytes | None, end: Any) -> bytes:
-    return entry_key(scope, model, cache_key, fp, endpoint=end)
+    return entry_key(scope_key(scope, b"secret"), model, cache_key, fp, endpoint=end)
 
 
 @given(one=parts, other=parts)
@@ -44,15 +44,16 @@ def test_salts_are_equal_only_for_equal_scopes(one: Scope, other: Scope) -> None
 @few
 def test_one_string_in_different_parts_makes_different_keys(text: str) -> None:
     raw = text.encode("utf-8", "surrogatepass")
+    within = scope_key(Scope("tenant", "t"), b"")
     keys = {
-        entry_key(Scope("tenant", text), "m", None, None),
-        entry_key(Scope("tenant", "t", user=text), "m", None, None),
-        entry_key(Scope("tenant", "t", batch=text), "m", None, None),
-        entry_key(Scope("tenant", "t", context=text), "m", None, None),
-        entry_key(Scope("tenant", "t", edition=text), "m", None, None),
-        entry_key(Scope("tenant", "t"), "m", text, None),
-        entry_key(Scope("tenant", "t"), "m", None, raw),
-        entry_key(Scope("tenant", "t"), "m", None, None, endpoint=text),
+        entry_key(scope_key(Scope("tenant", text), b""), "m", None, None),
+        entry_key(scope_key(Scope("tenant", "t", user=text), b""), "m", None, None),
+        entry_key(scope_key(Scope("tenant", "t", batch=text), b""), "m", None, None),
+        entry_key(scope_key(Scope("tenant", "t", context=text), b""), "m", None, None),
+        entry_key(scope_key(Scope("tenant", "t", edition=text), b""), "m", None, None),
+        entry_key(within, "m", text, None),
+        entry_key(within, "m", None, raw),
+        entry_key(within, "m", None, None, endpoint=text),
     }
     assert len(keys) == 8
 
@@ -64,11 +65,18 @@ def test_a_string_split_in_another_place_is_another_scope() -> None:
 
 
 def test_keys_have_the_promised_sizes() -> None:
-    found = entry_key(Scope("tenant", "t"), "m", None, fingerprint(b"{}"))
+    found = entry_key(scope_key(Scope("tenant", "t"), b""), "m", None, fingerprint(b"{}"))
     assert len(found) == 32
     assert fingerprint(b"{}") == sha256(b"{}").digest()
     assert public_key(found) == found.hex()[:32]
     assert len(kv_salt(Scope("tenant", "t"), b"x")) == 64
+
+
+@pytest.mark.parametrize("secret", [b"", b"a", b"b", b"x" * 64, b"x" * 65, b"x" * 66])
+def test_a_scope_key_depends_on_the_secret_and_is_no_salt(secret: bytes) -> None:
+    scope = Scope("tenant", "t")
+    assert scope_key(scope, secret) != scope_key(scope, b"another")
+    assert scope_key(scope, secret).hex() != kv_salt(scope, secret)
 
 
 @pytest.mark.parametrize("secret", [b"", b"a", b"b", b"x" * 64, b"x" * 65, b"x" * 66])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.call import RequestError, canonical
-from policies.keys import Principal, Scope, entry_key, fingerprint, kv_salt, public_key
+from policies.keys import Principal, Scope, entry_key, fingerprint, kv_salt, public_key, scope_key
 from policies.plan import Plan
 from policies.rules import PrefixRule, ProfileRule, Rules
 from tests.policies.making import OPEN, RULES, because, call_of, few, plan_of, terms_of
@@ -338,8 +338,9 @@ class TestKeys:
         assert plan.canonical == form
         assert plan.fingerprint == fingerprint(form)
         assert plan.model == "served"
-        assert plan.key == entry_key(plan.scope, "served", "k", plan.fingerprint)
+        assert plan.key == entry_key(plan.scope_key, "served", "k", plan.fingerprint)
         assert plan.public_key == public_key(plan.key)
+        assert plan.scope_key == scope_key(plan.scope, RULES.kv_secret)
         assert plan.salt == kv_salt(plan.scope, RULES.kv_secret)
         assert because(plan, "cache_key") == ("given", "body kv_cache.cache_key")
 

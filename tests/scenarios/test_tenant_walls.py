@@ -18,6 +18,7 @@ from aiohttp import web
 from gateway.app import build
 from gateway.config import Config
 from gateway.routes.models import FORWARDED
+from tests.gateway.test_responses import response_of
 from tests.kit.scripted_upstream import (
     Reply,
     ScriptedUpstream,
@@ -37,6 +38,7 @@ TENANTS = [
     {"name": "ops", "api_keys": [ROOT], "admin": True},
 ]
 BACKEND = {"name": "up", "base_url": "http://127.0.0.1:9/v1", "models": ["m", "*"]}
+SECRETS = {"kv": "one secret for both worlds"}
 CANARY = "canary-9b2f"
 """In all that A writes and is answered, except for what B asks as well."""
 WISH = {"enabled": True, "cache_key": "v1:ns:one", "tags": ["x"], "user": "dora", "debug": True,
@@ -153,7 +155,7 @@ READS = [
     Row("GET", "/v1/cache/conversations", listing, "/v1/cache/conversations?tenant=a"),
     Row("GET", TALK, shows("v1:ns:one"), "/v1/cache/conversations/v1:ns:one"),
     Row("GET", TALK, shows("v1:ns:one"), "/v1/cache/conversations/v1:ns:one?tenant=a"),
-    Row("GET", "/v1/cache/recommendations", listing),
+    Row("GET", "/v1/cache/recommendations", well),  # a moment's traffic recommends nothing
     Row("GET", "/healthz", well),
     Row("GET", "/readyz", well),
     Row("GET", "/metrics", shows('tenant="a"'), twin=ROOT),
@@ -246,6 +248,8 @@ class Upstream(ScriptedUpstream):
             if body.get("stream"):
                 return stream_reply(*chat_events(body, words), b"data: [DONE]\n\n")
             return json_reply(chat_body(body, words))
+        if seen.path.endswith("/responses"):
+            return json_reply(response_of())
         if seen.path.startswith("/v1/responses/"):
             return json_reply({"id": "resp_1"})
         return well_behaved(seen)
@@ -256,7 +260,11 @@ async def world(*, busy: bool) -> AsyncIterator[tuple[Service, dict[str, str]]]:
     """A gateway, and the names of what A made there; in the other world they name nothing."""
     upstream = Upstream(busy=busy)
     async with serving(
-        tenants=TENANTS, models=("m", "*"), upstream=upstream, scripted_durations=True
+        tenants=TENANTS,
+        models=("m", "*"),
+        upstream=upstream,
+        scripted_durations=True,
+        secrets=SECRETS,
     ) as service:
         made = await history(service) if busy else {}
         upstream.busy = False

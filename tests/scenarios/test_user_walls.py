@@ -22,6 +22,7 @@ from tests.scenarios.test_tenant_walls import (
     HELD,
     QUESTION,
     ROWS,
+    SECRETS,
     TEXT,
     WARM,
     Row,
@@ -96,6 +97,7 @@ async def world(
         models=("m", "*"),
         upstream=upstream,
         scripted_durations=True,
+        secrets=SECRETS,
     ) as service:
         made = await history(service, keys) if busy else {}
         upstream.busy = False
@@ -219,3 +221,24 @@ async def test_a_body_cannot_choose_another_user_than_the_proxys_header(tmp_path
             answer = await service.send("POST", path, body, headers=PROXIED[BOB])
             assert (answer.status, answer.error["code"]) == (403, "user_mismatch"), path
         assert service.upstream.calls == 0
+
+
+async def test_keys_of_entries_cannot_be_made_or_confirmed_without_the_deployments_secret() -> None:
+    """Whoever sees a key, and can guess the question, learns nothing from hashing it."""
+    keys = []
+    for secret in (
+        "one secret of a deployment",
+        "another secret of one",
+        "one secret of a deployment",
+    ):
+        async with serving(secrets={"kv": secret}) as service:
+            answers = [
+                await service.chat({"enabled": True, "cache_key": "k", **wish}) for wish in WISHES
+            ]
+            page = (await service.send("GET", "/v1/cache/entries?limit=1")).body
+            keys.append([*(one.headers["X-Cache-Key"] for one in answers), page["next_cursor"]])
+    assert keys[0] == keys[2]
+    assert not set(keys[0]) & set(keys[1])
+
+
+WISHES: list[dict[str, Any]] = [{}, {"match": "key"}, {"scope": "user", "user": "ann"}]
