@@ -7,12 +7,13 @@ second implementation. ``fold(unfold(body)) == body`` for every answer in OpenAI
 unknown fields included.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gateway import responses
-from gateway.folding import BESIDE_TEXT, HEAD, NOT_REPLAYED, Folding, index_of
+from gateway.folding import BESIDE_TEXT, HEAD, Folding, index_of
+from gateway.responses import NOT_REPLAYED
 from policies.admission import Finish, finish
 from policies.call import Endpoint
 from policies.outcome import Ending
@@ -46,9 +47,13 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """An answer that a backend gave at once."""
+    """An answer that a backend gave at once, or that was stored.
+
+    ``log``: runs of the :class:`~gateway.responses.EventLog` of the stream in which it once came.
+    """
 
     body: Json
+    log: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ def fold(parts: Iterable[Chunk | Whole]) -> Json:
 def add_to(folding: Folding, part: Chunk | Whole) -> None:
     """Let ``folding`` take the next part of an answer."""
     match part:
-        case Whole(whole):
+        case Whole(body=whole):
             folding.take(whole)
         case Chunk(data):
             folding.add(data)
@@ -118,10 +123,14 @@ def _has_vectors(data: Any) -> bool:
     )
 
 
-def unfold(body: Json, endpoint: Endpoint) -> Iterator[Chunk]:
-    """The stream that folds back to ``body``; the usage, if any, is the last chunk."""
+def unfold(body: Json, endpoint: Endpoint, log: Sequence[Any] | None = None) -> Iterator[Chunk]:
+    """The stream that folds back to ``body``; the usage, if any, is the last chunk.
+
+    ``log``: runs of the stream in which an answer of typed events came, if they are known.
+    """
     if endpoint == "responses":
-        yield from map(Chunk, responses.unfold(body))
+        events = responses.unfold(body) if log is None else responses.events_of(log, body)
+        yield from map(Chunk, events)
         return
     base = {name: value for name, value in body.items() if name in HEAD}
     beside = {

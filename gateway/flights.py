@@ -21,6 +21,8 @@ from policies.plan import Lane
 Work = Callable[[], AsyncGenerator[Piece, None]]
 
 URGENCY: Final[tuple[Lane, ...]] = ("interactive", "batch", "warm")
+TURN: Final = 128
+"""Pieces that come or are read one after another before others get their turn."""
 MAX_LANDED: Final = 1024
 """Landings remembered: more than happen while one look-up is on its way."""
 
@@ -99,6 +101,8 @@ class Flight:
                     self.pieces.append(piece)
                     self.settled = not isinstance(piece, Opening | Comment | Chunk | Whole)
                     self.wake()
+                    if len(self.pieces) % TURN == 0:
+                        await asyncio.sleep(0)
         except Exception as error:  # noqa: BLE001 - each reader raises it in its own request
             self.error = error
 
@@ -159,6 +163,8 @@ class Reader:
 
     async def __anext__(self) -> Piece:
         while await self._more():
+            if self._position % TURN == TURN - 1:
+                await asyncio.sleep(0)
             piece = self._flight.pieces[self._position]
             self._position += 1
             if not isinstance(piece, Comment):
@@ -168,11 +174,13 @@ class Reader:
         raise StopAsyncIteration
 
     async def batches(self) -> AsyncIterator[Sequence[Piece]]:
-        """The rest, in portions: all that is there each time one looks."""
+        """The rest, in portions: what is there each time one looks, but others get their turn."""
         while await self._more():
-            there = self._flight.pieces[self._position :]
+            there = self._flight.pieces[self._position : self._position + TURN]
             self._position += len(there)
             yield there
+            if len(there) == TURN:
+                await asyncio.sleep(0)
 
     async def _more(self) -> bool:
         """Wait until there is an unread piece; False when none will come."""

@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from gateway import exact_json, responses
+from gateway.responses import NOT_REPLAYED, EventLog
 from policies.admission import is_end
 
 Json = dict[str, Any]
@@ -44,8 +45,6 @@ HEAD: Final = frozenset({
     "id", "object", "created", "model", "system_fingerprint", "service_tier", "provider",
 })  # fmt: skip
 """What every chunk of a stream says."""
-NOT_REPLAYED: Final = frozenset({"obfuscation"})
-"""Padding against packet-size analysis: repeating an old value would undo its purpose."""
 BESIDE_TEXT: Final = frozenset({"logprobs", "token_ids"})
 """Members of a choice that belong to the text of their chunk."""
 
@@ -98,7 +97,7 @@ class Folding:
     Past ``limit_bytes`` it lets go of everything (:attr:`too_large`): such an answer is not kept.
     """
 
-    __slots__ = ("_body", "_choices", "_limit", "_size", "_told", "too_large")
+    __slots__ = ("_body", "_choices", "_limit", "_size", "_told", "log", "too_large")
 
     def __init__(self, limit_bytes: int | None = None) -> None:
         self._limit = limit_bytes
@@ -107,6 +106,8 @@ class Folding:
         self._body = _Object()
         self._choices: dict[int, _Choice] = {}
         self._told: Json | None = None
+        self.log = EventLog()
+        """The events of a stream of typed events."""
 
     def take(self, whole: Json) -> None:
         """Take an answer that came at once: it is the answer."""
@@ -118,6 +119,9 @@ class Folding:
             return
         if responses.is_event(data):
             self._told = responses.whole_in(data) or self._told
+            self.log.add(data)
+            if isinstance(delta := data.get("delta"), str):
+                self._count(len(delta))
             return
         for name, value in data.items():
             if name not in {"choices", "usage"} and name not in NOT_REPLAYED:
@@ -130,9 +134,13 @@ class Folding:
             if choice is None:
                 choice = self._choices[index] = _Choice(self, index)
             choice.add(piece)
+        self._count(0)
+
+    def _count(self, more: int) -> None:
+        self._size += more
         if self._limit is not None and self._size > self._limit:
             self.too_large = True
-            self._body, self._choices = _Object(), {}
+            self._body, self._choices, self.log = _Object(), {}, EventLog()
 
     def answer(self) -> Json:
         """The answer as far as it has come."""

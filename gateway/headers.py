@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any, Final, assert_never
 
 from gateway import exact_json
-from gateway.chunks import Json
-from gateway.responses import is_response
+from gateway.chunks import Json, Whole
+from gateway.responses import EventLog, is_response
 from policies.outcome import Outcome
 from policies.plan import Plan
 
@@ -106,8 +106,10 @@ def with_receipt(marked: Json, outcome: Outcome) -> Json:
     return marked
 
 
-def replayable(body: Json) -> bytes:
+def replayable(body: Json, log: EventLog | None = None) -> bytes:
     """What the store holds: the answer as a later caller gets it, but for its new id and date.
+
+    In a second line are the events of ``log`` where the answer alone does not tell them.
 
     Raises: NotStrict: it holds what no JSON can hold.
     """
@@ -116,14 +118,23 @@ def replayable(body: Json) -> bytes:
     kept["cache_hit"] = True
     if isinstance(usage := body.get("usage"), dict):
         kept["usage"] = annotated_usage(usage)
-    return exact_json.dumps_strict(kept)
+    answer = exact_json.dumps_strict(kept)
+    if log is None or not log.runs or not log.tells_more_than(kept):
+        return answer
+    return b"%b\n%b" % (answer, exact_json.dumps_strict(log.runs))
 
 
 def replayed(kept: bytes, new_id: str | None, created_s: int) -> bytes:
     """A stored answer under a new id; without one (embeddings have none) as it is."""
     if new_id is None:
-        return kept
+        return kept.partition(b"\n")[0]
     return b'{"id":"%b","created":%d,%b' % (new_id.encode(), created_s, kept[1:])
+
+
+def stored_answer(kept: bytes) -> Whole:
+    """A stored answer as data, with the events in which it came where those are kept."""
+    answer, _, log = kept.partition(b"\n")
+    return Whole(exact_json.loads(answer), exact_json.loads(log) if log else None)
 
 
 def annotated_usage(usage: Mapping[str, Any]) -> Json:

@@ -379,7 +379,7 @@ class Pipeline:
             answer = folding.answer()
             finish = finish_of(answer, call.endpoint)
             try:
-                body = b"" if finish == "unfinished" else replayable(answer)
+                body = b"" if finish == "unfinished" else replayable(answer, folding.log)
             except exact_json.NotStrict:  # a store holds JSON, and this is none
                 return
         verdict = admit(

@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from gateway import exact_json
 from gateway.auth import Authenticator
 from gateway.backends.figures import figures
 from gateway.contexts import Contexts
 from gateway.errors import ClientFault, GatewayError
 from gateway.explaining import Explainer
+from gateway.headers import stored_answer
 from gateway.numbers import Ask
 from gateway.pipeline import Pipeline
 from gateway.router import Router
@@ -121,7 +121,7 @@ class Cache:
         entry = await self._store.get(meta.key, now=self._now())
         if entry is None:
             raise _not_found()
-        return json_response({**told, "response": exact_json.loads(entry.body)})
+        return json_response({**told, "response": stored_answer(entry.body).body})
 
     async def delete_entry(self, request: web.Request) -> web.Response:
         """Drop one entry. Raises: ClientFault 404."""

@@ -29,8 +29,8 @@ from gateway.request_log import Visit
 from gateway.router import Router
 from gateway.routes.embeddings import put_together
 from gateway.routes.live import HEADERS as STREAM_HEADERS
-from gateway.routes.live import Live, as_events
-from gateway.routes.owed import end_owed, events_owed
+from gateway.routes.live import InPortions, Live
+from gateway.routes.owed import end_owed, events_owed, replay_owed
 from gateway.routes.rendered import Rendered, head_lines, plain, takes_rendered
 from gateway.routes.shape import (
     Handler,
@@ -155,8 +155,8 @@ class Completions:
                     if known is None and _may_be_remembered(asked, raw):
                         self._memo[raw] = asked
                     response = self._from_store(request, asked, answer, visit)
-                    if live is not None and live.is_open:
-                        response = await live.end(as_events(response))
+                    if live is not None and (live.is_open or isinstance(response, InPortions)):
+                        response = await live.tell(response)
                 case Flown():
                     async with answer.reader:
                         if live is not None:
@@ -233,11 +233,11 @@ class Completions:
             )
         body = self._replayed(asked.call, kept.entry)
         if asked.call.stream:
-            events = events_owed(Whole(exact_json.loads(body)), outcome, asked.call)
-            return web.Response(
-                body=b"".join(events) + end_owed(asked.call),
-                headers={**head, **STREAM_HEADERS},
-            )
+            said = kept.entry.body if asked.call.endpoint == "responses" else body
+            replay = replay_owed(headers.stored_answer(said), outcome, asked.call)
+            if isinstance(replay, bytes):
+                return web.Response(body=replay, headers={**head, **STREAM_HEADERS})
+            return InPortions(replay, head)
         return plain(head, body)
 
     def _rendered(self, asked: Asked, kept: Kept, visit: Visit) -> Rendered:

@@ -6,7 +6,7 @@ timer, which is set anew when it is due: a chunk costs no timer and no task.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -87,6 +87,15 @@ class Live:
         await self._response.write(data)
         self._writing = False
 
+    async def tell(self, response: web.StreamResponse) -> web.StreamResponse:
+        """Send what is stored, whether the head is out or not."""
+        if not isinstance(response, InPortions):
+            return await self.end(_as_events(response))
+        await self.open(response.headers)
+        async for portion in response.portions:
+            await self.write(portion)
+        return await self.end()
+
     async def end(self, data: bytes = b"") -> web.StreamResponse:
         """Send what is left, and the end."""
         assert self._response is not None  # it was opened
@@ -137,7 +146,15 @@ class Live:
         return said
 
 
-def as_events(response: web.StreamResponse) -> bytes:
+class InPortions(web.Response):
+    """A stored stream that is too long to be told in one turn of the event loop."""
+
+    def __init__(self, portions: AsyncIterator[bytes], headers: Mapping[str, str]) -> None:
+        super().__init__(headers=headers)
+        self.portions = portions
+
+
+def _as_events(response: web.StreamResponse) -> bytes:
     """The bytes of a stored answer in a stream whose head is out. A refusal is an error event."""
     assert isinstance(response, web.Response)
     assert isinstance(response.body, bytes)

@@ -1,21 +1,41 @@
 """What a reader of a stream is owed of an answer: its events, marked, and usage only on request."""
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from itertools import chain, islice
+
 from gateway import headers, responses, sse
 from gateway.chunks import Chunk, Json, Whole, unfold
+from gateway.flights import TURN
 from policies.call import Call
 from policies.outcome import Outcome
 
 
-def events_owed(part: Chunk | Whole, outcome: Outcome, call: Call) -> list[bytes]:
+def events_owed(part: Chunk | Whole, outcome: Outcome, call: Call) -> Iterator[bytes]:
     """The events that this client is owed for a part of an answer."""
-    chunks = (part,) if isinstance(part, Chunk) else unfold(part.body, call.endpoint)
+    chunks = (part,) if isinstance(part, Chunk) else unfold(part.body, call.endpoint, part.log)
     if call.endpoint == "responses":
-        return [_typed(chunk.data, outcome) for chunk in chunks]
-    return [
+        return (_typed(chunk.data, outcome) for chunk in chunks)
+    return (
         sse.encode(data)
         for chunk in chunks
         if (data := _for_stream(chunk.data, outcome, call)) is not None
-    ]
+    )
+
+
+def replay_owed(kept: Whole, outcome: Outcome, call: Call) -> bytes | AsyncIterator[bytes]:
+    """The whole stream of a stored answer; a long one in portions, others get their turn between."""
+    events = chain(events_owed(kept, outcome, call), (end_owed(call),))
+    first = list(islice(events, TURN))
+    return b"".join(first) if len(first) < TURN else _in_turns(first, events)
+
+
+async def _in_turns(first: list[bytes], events: Iterator[bytes]) -> AsyncIterator[bytes]:
+    portion = first
+    while portion:
+        yield b"".join(portion)
+        await asyncio.sleep(0)
+        portion = list(islice(events, TURN))
 
 
 def end_owed(call: Call) -> bytes:

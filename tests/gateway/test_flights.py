@@ -1,14 +1,23 @@
 """One piece of work per key: whoever comes and goes, everybody who stays gets all of it."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.chunks import Piece
-from gateway.flights import Flight, FlightBroken, FlightCancelled, Flights, Reader, Tasks, Work
+from gateway.flights import (
+    TURN,
+    Flight,
+    FlightBroken,
+    FlightCancelled,
+    Flights,
+    Reader,
+    Tasks,
+    Work,
+)
 from policies.outcome import Elsewhere
 from tests.kit.scripted_backend import Gate, completed, delta, failed, opening
 
@@ -62,6 +71,38 @@ async def test_everybody_reads_the_same_from_the_first_piece_on() -> None:
     first, second = await asyncio.gather(all_of(flight.read()), all_of(flight.read()))
     assert first == second == PIECES
     assert work.times == 1
+
+
+async def turns_during(work: Awaitable[object]) -> int:
+    """How often another task has its turn until ``work`` is done."""
+    turns = 0
+    doing = asyncio.ensure_future(work)
+    while not doing.done():
+        turns += 1
+        await asyncio.sleep(0)
+    return turns
+
+
+@pytest.mark.parametrize("way", ["flight", "piece by piece", "in portions"])
+async def test_many_pieces_that_are_there_at_once_let_others_have_their_turn(way: str) -> None:
+    pieces: list[Piece] = [opening(), *[delta("a")] * (20 * TURN), completed()]
+    flight = flights().start(KEY, Worked(*pieces), finish_alone=True)
+    reader = flight.read()
+    portions: list[int] = []
+
+    async def in_portions() -> None:
+        portions.extend([len(some) async for some in reader.batches()])
+
+    if way == "flight":
+        assert await turns_during(landed(flight)) >= 20
+        return
+    await landed(flight)
+    if way == "piece by piece":
+        assert await turns_during(all_of(reader)) >= 20
+    else:
+        assert await turns_during(in_portions()) >= 20
+        assert sum(portions) == len(pieces)
+        assert max(portions) <= TURN
 
 
 async def test_a_late_reader_starts_from_the_first_piece() -> None:

@@ -34,6 +34,27 @@ ITEMS: list[dict[str, Any]] = [
     },
     {"id": "ws_1", "type": "web_search_call", "status": "completed",
      "action": {"type": "search", "query": "q"}},
+    {"id": "rs_2", "type": "reasoning", "summary": [],
+     "content": [{"type": "reasoning_text", "text": "Hm."}]},
+    {
+        "id": "msg_2", "type": "message", "role": "assistant", "status": "completed",
+        "content": [{
+            "type": "output_text", "text": "See it.", "logprobs": [],
+            "annotations": [{"type": "url_citation", "url": "https://a.example", "title": "A",
+                             "start_index": 0, "end_index": 3}],
+        }],
+    },
+    {"id": "ct_1", "type": "custom_tool_call", "call_id": "call_2", "name": "g", "input": "a = 1"},
+    {"id": "mcp_1", "type": "mcp_call", "server_label": "s", "name": "h", "arguments": "{}",
+     "output": "ok", "error": None},
+    {"id": "mcp_2", "type": "mcp_call", "server_label": "s", "name": "h", "arguments": "",
+     "output": None, "error": {"type": "http_error", "message": "lost", "code": 500}},
+    {"id": "mcpl_1", "type": "mcp_list_tools", "server_label": "s", "tools": []},
+    {"id": "ci_1", "type": "code_interpreter_call", "status": "completed", "code": "1 + 1",
+     "container_id": "c", "outputs": []},
+    {"id": "fs_1", "type": "file_search_call", "status": "completed", "queries": ["q"]},
+    {"id": "ig_1", "type": "image_generation_call", "status": "completed", "result": "QUJD"},
+    {"id": "cp_1", "type": "compaction", "encrypted_content": "QUJD"},
 ]  # fmt: skip
 
 
@@ -81,6 +102,34 @@ def test_every_event_is_one_that_the_sdk_knows() -> None:
     for event in told(response_of()):
         parsed = known.validate_python(event, strict=False)
         assert parsed.type == event["type"]
+
+
+def test_what_an_item_did_is_told_between_its_begin_and_its_end() -> None:
+    does: dict[str, list[str]] = {}
+    for event in told(response_of()):
+        if "item_id" in event:
+            does.setdefault(event["item_id"], []).append(event["type"].removeprefix("response."))
+    assert does["fc_1"] == ["function_call_arguments.delta", "function_call_arguments.done"]
+    assert does["ct_1"] == ["custom_tool_call_input.delta", "custom_tool_call_input.done"]
+    assert "output_text.annotation.added" in does["msg_2"]
+    assert does["rs_2"][1:3] == ["reasoning_text.delta", "reasoning_text.done"]
+    call = ["mcp_call_arguments.delta", "mcp_call_arguments.done"]
+    assert does["mcp_1"] == ["mcp_call.in_progress", *call, "mcp_call.completed"]
+    assert does["mcp_2"] == ["mcp_call.in_progress", call[1], "mcp_call.failed"]
+    assert does["mcpl_1"] == ["mcp_list_tools.in_progress", "mcp_list_tools.completed"]
+    assert does["ci_1"] == [
+        "code_interpreter_call.in_progress",
+        "code_interpreter_call_code.delta",
+        "code_interpreter_call_code.done",
+        "code_interpreter_call.interpreting",
+        "code_interpreter_call.completed",
+    ]
+    assert does["fs_1"][-1] == "file_search_call.completed"
+    assert does["ig_1"][1] == "image_generation_call.generating"
+    assert does["ws_1"][1] == "web_search_call.searching"
+    (named,) = (one for one in told(response_of()) if one["type"].endswith("arguments.done")
+                and one["item_id"] == "fc_1")  # fmt: skip
+    assert named["name"] == "f"
 
 
 @pytest.mark.parametrize(
@@ -239,6 +288,6 @@ async def test_the_sdk_reads_what_we_send() -> None:
             types = [event.type async for event in stream]
             assert types[-1] == "response.completed"
         plain = await client.responses.create(model="m", input="Hi", extra_body=cached)
-        assert plain.output_text == "Hello ä"
+        assert plain.output_text == "Hello äSee it."
         assert upstream.calls == 1
         await client.close()

@@ -6,7 +6,9 @@ import orjson
 import pytest
 
 from gateway.chunks import Chunk, Json, Whole
-from gateway.routes.owed import events_owed
+from gateway.flights import TURN
+from gateway.routes.owed import events_owed, replay_owed
+from gateway.sse import Parser
 from policies.call import Call, parse_call
 from policies.outcome import Outcome
 from tests.kit.scripted_backend import body_of, delta
@@ -15,6 +17,8 @@ HIT, MISS = (
     Outcome(level="response" if hit else "none", hit=hit, key="k", tier="warm")
     for hit in (True, False)
 )
+
+ENDED = {"type": "response.completed", "sequence_number": 7}
 
 
 def call_of(*, usage: bool) -> Call:
@@ -65,3 +69,16 @@ def test_a_whole_answer_is_told_as_a_stream() -> None:
         for choice in event["choices"]
     )
     assert text == "Hello."
+
+
+@pytest.mark.parametrize("count", [1, 5 * TURN])
+async def test_a_long_replay_comes_in_portions(count: int) -> None:
+    body = {"object": "response", "status": "completed", "output": [{}], "id": "r"}
+    log = [[{"type": "response.refusal.delta"}, ["a"] * count], {**ENDED, "response": None}]
+    call = parse_call("responses", {"model": "m", "input": "x", "stream": True})
+    replay = replay_owed(Whole(body, log), HIT, call)
+    portions = [replay] if isinstance(replay, bytes) else [some async for some in replay]
+    assert len(portions) == (1 if count == 1 else 6)
+    events = [event.data for portion in portions for event in Parser().feed(portion)]
+    assert len(events) == count + 1
+    assert orjson.loads(events[-1]) == {**ENDED, "response": {**body, "cache_hit": True}}
