@@ -22,13 +22,15 @@ from aiohttp import web
 
 from gateway.analytics import Conversations
 from gateway.auth import OPEN_TENANT, Authenticator
+from gateway.backends.checks import Checked
 from gateway.backends.connections import Connector
 from gateway.backends.figures import figures
 from gateway.backends.health import Health
 from gateway.backends.hearsay import share
 from gateway.backends.replicas import Engines, Replicas, follow, is_ready, waits_for
 from gateway.backends.retrying import Manner, RetryingRouter
-from gateway.backends.served import served
+from gateway.backends.served import served, upstreams
+from gateway.backends.watch import Watch
 from gateway.config import Config
 from gateway.context_records import ContextRecords
 from gateway.contexts import Contexts
@@ -39,6 +41,7 @@ from gateway.flights import Flights, Tasks
 from gateway.journal import Journal
 from gateway.journal_open import open_journal
 from gateway.kv_secret import kv_secret
+from gateway.logs import redacted
 from gateway.metrics import Metrics
 from gateway.numbers import Ask, Numbers, added_up
 from gateway.origins import border
@@ -89,6 +92,7 @@ class Gateway:
     authenticator: Authenticator
     router: Router
     health: Health
+    watch: Watch
     journal: Journal
     conversations: Conversations
     contexts: Contexts
@@ -110,6 +114,7 @@ async def build(
     now: Callable[[], float] = _now,
     draw: Callable[[], float] = _draw,
     clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     log_stream: TextIO | None = None,
     team: Team | None = None,
     span_exporter: "SpanExporter | None" = None,
@@ -117,6 +122,7 @@ async def build(
     """The application. It owns what it builds: its clean-up closes all of it.
 
     ``now`` is unix time, ``clock`` monotonic: what an answer takes is measured by it.
+    ``sleep`` takes the seconds between two checks of a backend.
     ``log_stream`` takes the line of each request; standard error unless given. ``team`` are the
     other workers, if this process is one of several. ``span_exporter`` takes the spans in place of the
     configured collector.
@@ -166,6 +172,7 @@ async def build(
         authenticator=Authenticator(config.tenants),
         router=router,
         health=manner.health,
+        watch=Watch(manner.health, clock=clock, sleep=sleep),
         journal=journal,
         conversations=conversations,
         contexts=_contexts(places, router, rules, tasks, now),
@@ -245,9 +252,7 @@ def _mount(
         metrics=gateway.metrics,
         numbers=numbers,
         unready=lambda: _unready(gateway),
-        ailing=lambda: {
-            name: state for name, state in gateway.health.states().items() if state != "up"
-        },
+        ailing=gateway.health.complaints,
         figures=lambda: figures(router.backends),
         worker=worker,
     )
@@ -294,6 +299,9 @@ def _manner(config: Config, clock: Callable[[], float], draw: Callable[[], float
         pause_s=wish.breaker_pause,
         outlier_factor=wish.outlier_factor,
         changed=lambda name: _log.warning("backend", name=name, state=health.state(name)),
+        key_refused=lambda name, words: _log.error(
+            "backend refuses the operator's key", name=name, words=redacted(words)
+        ),
     )
     return Manner(health, clock, draw=draw, retries=wish.retries, retry_budget=wish.retry_budget)
 
@@ -385,7 +393,15 @@ def _unready(gateway: Gateway) -> Mapping[str, str]:
     waiting = {"server": "draining"} if gateway.draining.is_set() else {}
     if gateway.engines is not None and (state := waits_for(gateway.engines)) is not None:
         waiting["engine"] = state
+    names = [backend.name for backend in gateway.config.backends]
+    alone = gateway.engines is None and names
+    if alone and not any(map(gateway.watch.is_reachable, names)) and not _stores(gateway):
+        waiting["backends"] = "none can be reached, and nothing is stored"
     return waiting
+
+
+def _stores(gateway: Gateway) -> bool:
+    return any(fill.entries for fill in gateway.store.fills())
 
 
 def own_numbers(gateway: Gateway) -> Numbers:
@@ -411,6 +427,11 @@ async def _lifetime(
     if gateway.engines is not None:
         await gateway.engines.start()
     await gateway.contexts.load()
+    for backend in gateway.router.backends:
+        if isinstance(backend, Checked):
+            gateway.watch.add(backend)
+    learned = gateway.router.learn
+    await gateway.watch.start(upstreams(gateway.config, gateway.router.backends), learned)
     try:
         yield
     finally:
@@ -420,5 +441,6 @@ async def _lifetime(
             last.push_async_callback(gateway.stations.close)
             if gateway.engines is not None:
                 last.push_async_callback(gateway.engines.stop)
+            await gateway.watch.close()
             await gateway.tasks.close()
             await gateway.journal.close()

@@ -28,7 +28,8 @@ class Opening:
     ``hit_tokens`` and ``miss_tokens`` count prompt tokens whose KV was reused or computed;
     ``None`` when the backend says so only at the end, or never. ``backend`` is the one of several
     that was chosen,
-    ``fallback`` the model that answers in place of the one that was asked for.
+    ``fallback`` the model that answers in place of the one that was asked for. ``queued_s`` is how long
+    the call waited in the gateway's own queue before the backend was asked.
     """
 
     headers: Mapping[str, str]
@@ -36,6 +37,7 @@ class Opening:
     miss_tokens: int | None = None
     backend: str | None = None
     fallback: str | None = None
+    queued_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -274,7 +274,7 @@ class Contexts:
         Raises: GatewayError, StoreError.
         """
         base = await self.held.base(terms)
-        target = self._router.target(terms.model or DEFAULT_MODEL)
+        target = self._router.target(terms.model or DEFAULT_MODEL, named=terms.model is not None)
         if base is None or not isinstance(target.backend, Prefills):
             return 0
         return await target.backend.prefill_kv(

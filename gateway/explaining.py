@@ -80,7 +80,7 @@ class Explainer:
         self, call: Call, directive: Directive, principal: Principal
     ) -> dict[str, Any]:
         """Everything as JSON. Raises: RequestError, ClientFault, StoreError, as the call itself."""
-        target = self._router.target(call.model)
+        target = self._router.target(call.model, named=call.names_model)
         directive = replace(directive, debug=True)  # so that a miss is told with all that is known
         fit = await self._contexts.foresee(call, directive, principal)
         plan = fit.plan(directive, principal, self._rules, target.model)

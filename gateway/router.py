@@ -73,6 +73,7 @@ class Router:
             self._by_model[model] = self.groups.get(names, backends[0])
         self._any = self._by_model.pop(ANY_MODEL, None)
         self._first = next(iter(self._by_model), None)
+        self._listed: dict[str, str] = {}
 
     def forget(self, name: str) -> None:
         """The backend has lost its KV cache: it was restarted."""
@@ -84,8 +85,16 @@ class Router:
         for group in self.groups.values():
             group.resize(name, kv_tokens)
 
-    def target(self, model: str) -> Target:
-        """Where ``model`` is computed. Raises: ClientFault 404 ``model_not_found``."""
+    def learn(self, name: str, models: Sequence[str]) -> None:
+        """The backend lists these models: for one that takes any name, its first is the default."""
+        if models:
+            self._listed[name] = models[0]
+
+    def target(self, model: str, *, named: bool = True) -> Target:
+        """Where ``model`` is computed. Raises: ClientFault 404 ``model_not_found``.
+
+        ``named``: the client says it. Else a catch-all backend is asked without a model.
+        """
         name = model
         for _ in range(_LONGEST_CHAIN):
             if name == DEFAULT_MODEL and self._first is not None:
@@ -96,10 +105,26 @@ class Router:
                 break
             name = self._aliases[name]
         if self._any is not None:
+            if model == DEFAULT_MODEL and named:
+                return Target(self._any, self._first_listed())
             # There `default` means nothing: better the name that the client knows.
             return Target(self._any, model if name == DEFAULT_MODEL else name)
         raise ClientFault(
             f"The model {_shown(model)} does not exist here.",
+            code="model_not_found",
+            status=404,
+            param="model",
+        )
+
+    def _first_listed(self) -> str:
+        assert self._any is not None
+        names = self._any.members if isinstance(self._any, Group) else [self._any.name]
+        for name in names:
+            if name in self._listed:
+                return self._listed[name]
+        raise ClientFault(
+            "default stands for the first model that a backend names. Here the backends take any name, "
+            "and none has listed its models. Ask for a model by its name.",
             code="model_not_found",
             status=404,
             param="model",

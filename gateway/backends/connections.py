@@ -4,8 +4,9 @@ A server may close an idle connection in the moment in which the gateway sends a
 server has no work from that request, so the gateway sends it once more, on a fresh connection. The
 first try costs no retry budget, and says nothing about the backend's health.
 
-The same error on a fresh connection is no such race: the backend got the request and broke off. For
-a while after that, the gateway takes no error for the race.
+The same error on a fresh connection is no such race: the backend got the request and broke off. After
+each of the two the gateway opens a connection for each request for a while, so that a storm of resets
+is not taken for a series of races.
 """
 
 from collections.abc import Callable
@@ -17,8 +18,12 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
-BREAKS_FOR_S: Final = 10.0
-"""How long a broken fresh connection is remembered."""
+from gateway.sse import EventTooLarge
+from policies.outcome import Cause
+
+NETWORK_ERRORS: Final = (aiohttp.ClientError, OSError, EventTooLarge)
+FRESH_FOR_S: Final = 10.0
+"""How long no connection is used again after one broke."""
 
 _WANTS_FRESH: ContextVar[bool] = ContextVar("wants_fresh", default=False)
 _WAS_USED: ContextVar[bool] = ContextVar("was_used", default=False)
@@ -54,30 +59,42 @@ class Requests:
     def __init__(self, session: aiohttp.ClientSession, clock: Callable[[], float]) -> None:
         self.session = session
         self._clock = clock
-        self._broke_s: float | None = None
+        self._fresh_until_s: float | None = None
 
     async def send(self, method: str, url: str, **options: Any) -> aiohttp.ClientResponse:
         """The head of the answer. Raises: what aiohttp raises."""
-        _WAS_USED.set(False)
-        try:
-            return await self.session.request(method, url, allow_redirects=False, **options)
-        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            if not self._lost_a_race(error):
-                raise
+        if not self._wants_fresh():
+            _WAS_USED.set(False)
+            try:
+                return await self.session.request(method, url, allow_redirects=False, **options)
+            except aiohttp.ClientConnectorError:
+                raise  # nothing was sent
+            except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+                raced = _WAS_USED.get() and not self._wants_fresh()
+                self._fresh_until_s = self._clock() + FRESH_FOR_S
+                if not raced:
+                    raise
         wish = _WANTS_FRESH.set(True)
         try:
             return await self.session.request(method, url, allow_redirects=False, **options)
-        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            self._lost_a_race(error)
-            raise
         finally:
             _WANTS_FRESH.reset(wish)
 
-    def _lost_a_race(self, error: Exception) -> bool:
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return False  # nothing was sent
-        now_s = self._clock()
-        if not _WAS_USED.get():
-            self._broke_s = now_s
-            return False
-        return self._broke_s is None or now_s - self._broke_s > BREAKS_FOR_S
+    def _wants_fresh(self) -> bool:
+        return self._fresh_until_s is not None and self._clock() < self._fresh_until_s
+
+
+def cause_of(error: BaseException) -> Cause:
+    """What the error says about the backend."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "unreachable"
+    return "answered" if isinstance(error, EventTooLarge) else "cut"
+
+
+def why_broken(error: BaseException) -> str:
+    """What to tell of it, behind the name of the backend."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "cannot be reached"
+    if isinstance(error, EventTooLarge):
+        return "sent an event over the size limit"
+    return "broke off the connection"

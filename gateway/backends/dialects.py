@@ -36,6 +36,10 @@ Dialect = Literal["generic", "kvgate", "openai", "deepseek", "vllm", "sglang", "
 DIALECTS: Final[tuple[Dialect, ...]] = (
     "generic", "kvgate", "openai", "deepseek", "vllm", "sglang", "llamacpp",
 )  # fmt: skip
+HEALTH_ROUTES: Final[Mapping[Dialect, str]] = {
+    "kvgate": "/healthz", "vllm": "/health", "sglang": "/health", "llamacpp": "/health",
+}  # fmt: skip
+"""Where a make says whether it can compute: at its root, not under /v1."""
 
 _VERSION: Final = re.compile(r"gpt-(\d)(?!\d)(?:\.(\d+))?")
 _ISOLATES: Final[Mapping[Dialect, tuple[str, ...]]] = {

@@ -16,8 +16,15 @@ import aiohttp
 from gateway import exact_json
 from gateway.backends.answers import Progress, json_object, read
 from gateway.backends.base import Forwarded, KnownPrefix
-from gateway.backends.connections import Requests
-from gateway.backends.dialects import ASKS_USAGE, Dialect, is_beyond_key, spoken, usage_of
+from gateway.backends.connections import NETWORK_ERRORS, Requests, cause_of, why_broken
+from gateway.backends.dialects import (
+    ASKS_USAGE,
+    HEALTH_ROUTES,
+    Dialect,
+    is_beyond_key,
+    spoken,
+    usage_of,
+)
 from gateway.backends.kv_words import known_prefix, lookup_wish
 from gateway.backends.lanes import Lanes
 from gateway.backends.refusals import passed_back, refused
@@ -31,7 +38,6 @@ from gateway.errors import (
     key_refused,
     to_failed,
 )
-from gateway.sse import EventTooLarge
 from gateway.trace_context import CURRENT
 from policies.call import Call
 from policies.eviction import Priority
@@ -44,7 +50,7 @@ PATHS: Final[Mapping[str, str]] = {
     "embeddings": "/embeddings",
     "responses": "/responses",
 }
-_NETWORK_ERRORS: Final = (aiohttp.ClientError, OSError, EventTooLarge)
+_CHECK: Final = {"User-Agent": "kvgate-check", "Connection": "close"}
 
 
 class OpenAIBackend:
@@ -100,13 +106,15 @@ class OpenAIBackend:
     async def _run_in_turn(
         self, lanes: Lanes, call: Call, plan: Plan
     ) -> AsyncGenerator[Piece, None]:
+        came_s = self._clock()
         try:
             async with (
                 lanes.place(plan.lane, plan.scope.tenant),
                 aclosing(self._run(call, plan)) as pieces,
             ):
+                queued_s = self._clock() - came_s
                 async for piece in pieces:
-                    yield piece
+                    yield replace(piece, queued_s=queued_s) if isinstance(piece, Opening) else piece
         except BackendFault as full:
             yield to_failed(full)
 
@@ -140,10 +148,10 @@ class OpenAIBackend:
         except TimeoutError:
             message = f"{self.name} did not answer in time"
             yield _failed(504, "backend_timeout", message, "silent")
-        except _NETWORK_ERRORS as error:
+        except NETWORK_ERRORS as error:
             code = "backend_cut" if progress.chunks else "backend_unreachable"
-            message = f"{self.name} {_network_message(error)}"
-            yield _failed(502, code, message, _cause(error))
+            message = f"{self.name} {why_broken(error)}"
+            yield _failed(502, code, message, cause_of(error))
 
     async def _asked(self, call: Call, plan: Plan, waits: Waits) -> aiohttp.ClientResponse:
         """The head of an answer under a status of success. Raises: GatewayError, network errors."""
@@ -198,6 +206,17 @@ class OpenAIBackend:
         """See :meth:`gateway.backends.base.Backend.forward`."""
         return await self._exchange(method, self._locate() + path_qs, body)
 
+    async def check_health(self) -> Forwarded | None:
+        """See :meth:`gateway.backends.checks.Checked.check_health`."""
+        route = HEALTH_ROUTES.get(self._dialect)
+        if route is None:
+            return None
+        return await self._exchange("GET", self._root() + route, b"", _CHECK)
+
+    async def check(self, path: str) -> Forwarded:
+        """See :meth:`gateway.backends.checks.Checked.check`."""
+        return await self._exchange("GET", self._locate() + path, b"", _CHECK)
+
     async def invalidate_kv(self, salt: str | None) -> int:
         """See :meth:`gateway.backends.base.Backend.invalidate_kv`."""
         if self._dialect != "kvgate":
@@ -244,10 +263,13 @@ class OpenAIBackend:
     def _root(self) -> str:
         return self._locate().removesuffix("/v1")
 
-    async def _exchange(self, method: str, url: str, body: bytes) -> Forwarded:
+    async def _exchange(
+        self, method: str, url: str, body: bytes, more: Mapping[str, str] | None = None
+    ) -> Forwarded:
+        headers = self._said() if more is None else {**self._said(), **more}
         try:
             async with await self._requests.send(
-                method, url, data=body or None, headers=self._said(), timeout=self._timeout
+                method, url, data=body or None, headers=headers, timeout=self._timeout
             ) as response:
                 return Forwarded(
                     status=response.status,
@@ -261,11 +283,11 @@ class OpenAIBackend:
                 status=504,
                 cause="silent",
             ) from error
-        except _NETWORK_ERRORS as error:
+        except NETWORK_ERRORS as error:
             raise BackendFault(
-                f"{self.name} {_network_message(error)}",
+                f"{self.name} {why_broken(error)}",
                 code="backend_unreachable",
-                cause=_cause(error),
+                cause=cause_of(error),
             ) from error
 
 
@@ -291,7 +313,7 @@ async def _drain(content: aiohttp.StreamReader) -> None:
 
     The readers have their answer by now: a server that keeps the line open holds up nobody.
     """
-    with suppress(TimeoutError, *_NETWORK_ERRORS):
+    with suppress(TimeoutError, *NETWORK_ERRORS):
         async with asyncio.timeout(1.0):
             await content.read()
 
@@ -312,17 +334,3 @@ def _failed(status: int, code: str, message: str, cause: Cause) -> Ending:
         fault="backend",
         cause=cause,
     )
-
-
-def _cause(error: BaseException) -> Cause:
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return "unreachable"
-    return "answered" if isinstance(error, EventTooLarge) else "cut"
-
-
-def _network_message(error: BaseException) -> str:
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return "cannot be reached"
-    if isinstance(error, EventTooLarge):
-        return "sent an event over the size limit"
-    return "broke off the connection"

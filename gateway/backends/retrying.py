@@ -175,7 +175,8 @@ class Retrying:
             if one.after_s:
                 await self._wait(one)
             begun = False
-            async with aclosing(self._once(one.candidate, call, plan)) as pieces:
+            # A call that fails several times at a backend counts as one failure of it.
+            async with aclosing(self._once(one, call, plan)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Failed) and not begun:
                         failure = piece
@@ -207,11 +208,10 @@ class Retrying:
         if after_s <= PATIENCE_S[lane]:
             waiting.append(_Try(one.candidate, one.asked + 1, after_s))
 
-    async def _once(
-        self, candidate: Computes, call: Call, plan: Plan
-    ) -> AsyncGenerator[Piece, None]:
+    async def _once(self, one: _Try, call: Call, plan: Plan) -> AsyncGenerator[Piece, None]:
         """One backend's pieces, its opening with the first of them; what it did is noted."""
-        name, health, clock = candidate.name, self._manner.health, self._manner.clock
+        candidate, health, clock = one.candidate, self._manner.health, self._manner.clock
+        name = candidate.name
         began_s, opening, said = clock(), None, False
         try:
             async with aclosing(candidate.run(call, plan)) as pieces:
@@ -225,9 +225,9 @@ class Retrying:
                             continue
                         case Failed():
                             said = True
-                            self._note(name, piece)
+                            self._note(name, piece, again=one.asked > 0)
                         case _ if opening is not None:
-                            health.began(name, clock() - began_s)
+                            health.began(name, clock() - began_s - opening.queued_s)
                             yield opening
                             opening = None
                         case _:
@@ -240,7 +240,7 @@ class Retrying:
             if not said:
                 health.left(name)
 
-    def _note(self, name: str, failure: Failed) -> None:
+    def _note(self, name: str, failure: Failed, *, again: bool) -> None:
         health = self._manner.health
         if failure.cause == "not_asked" or failure.fault == "ours":
             health.left(name)
@@ -249,10 +249,15 @@ class Retrying:
         elif failure.status == 429:
             # Said of one tenant's calls as likely as of all: its fellows are asked meanwhile, but
             # it is not brought down for those that have nobody else.
-            health.left(name)
             health.rest(name, 1.0 if failure.retry_after_s is None else failure.retry_after_s)
+        elif failure.cause == "refused_key":
+            health.refused_key(name, failure.words or "")
+        elif again:
+            health.left(name)
+        elif failure.cause == "answered":
+            health.erred(name)
         else:
-            health.failed(name)
+            health.lost(name, reached=failure.cause != "unreachable")
 
     def _all_down(self, names: Sequence[str]) -> Failed:
         wait_s = min(self._manner.health.wait_s(name) for name in names)
@@ -327,9 +332,9 @@ class RetryingRouter(Router):
         for names in self.groups:
             manner.health.together(names)
 
-    def target(self, model: str) -> Target:
+    def target(self, model: str, *, named: bool = True) -> Target:
         """See :meth:`gateway.router.Router.target`."""
-        found = super().target(model)
+        found = super().target(model, named=named)
         others = tuple(self._fallbacks.get(model) or self._fallbacks.get(found.model) or ())
         wrapped = self._wrapped.get((found.backend, others))
         if wrapped is None:

@@ -1,15 +1,18 @@
 """The backends that the configuration names, built: the embedded engines first, then the upstreams."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import aiohttp
 
+from gateway.backends.base import Backend
+from gateway.backends.checks import Checked
 from gateway.backends.lanes import Lanes
 from gateway.backends.openai import OpenAIBackend
 from gateway.backends.replicas import Engines, locate
 from gateway.backends.waits import Timeouts
+from gateway.backends.watch import Upstream
 from gateway.config import Config, engine_names
 from gateway.router import Served
 
@@ -49,6 +52,15 @@ def served(
         )
         found.append(Served(backend, wish.models, wish.kv_tokens))
     return found
+
+
+def upstreams(config: Config, backends: Sequence[Backend]) -> list[Upstream]:
+    """The backends that the configuration names, as they are checked at the start."""
+    by_name = {backend.name: backend for backend in backends if isinstance(backend, Checked)}
+    return [
+        Upstream(by_name[wish.name], wish.base_url.rstrip("/"), wish.models)
+        for wish in config.backends
+    ]
 
 
 def _embedded(

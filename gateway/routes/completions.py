@@ -202,7 +202,7 @@ class Completions:
         """The request as data and its plan. Raises: RequestError, ClientFault."""
         endpoint, principal, spoken = said
         call, directive = call_in(endpoint, raw, spoken, self._rules.limits)
-        target = self._router.target(call.model)
+        target = self._router.target(call.model, named=call.names_model)
         fit = await self._contexts.fit(call, directive, principal)
         plan = fit.plan(directive, principal, self._rules, target.model)
         size_bytes = len(raw) + sum(len(name) + len(value) for name, value in spoken)

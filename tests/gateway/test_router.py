@@ -71,10 +71,22 @@ def test_several_backends_for_any_name_are_a_group() -> None:
     assert router.target("gpt-x").backend is router.catch_all
 
 
-def test_where_no_model_has_a_name_default_keeps_the_clients_own() -> None:
+def test_where_no_model_has_a_name_an_alias_of_default_keeps_the_clients_own() -> None:
     router = Router([Served(ANY, ["*"])], {"deepseek-chat": "default"})
     assert router.target("deepseek-chat") == Target(ANY, "deepseek-chat")
-    assert router.target("default") == Target(ANY, "default")
+
+
+def test_default_is_the_first_model_that_a_backend_for_any_name_lists() -> None:
+    router = Router([Served(ANY, ["*"]), Served(TWO, ["*"])], {})
+    with pytest.raises(ClientFault, match="Ask for a model by its name") as caught:
+        router.target("default")  # the word means nothing there
+    assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+    assert router.target("default", named=False).model == "default"  # and is not sent
+    router.learn("two", ["t"])
+    assert router.target("default").model == "t"
+    router.learn("any", ["b", "a"])
+    router.learn("any", [])
+    assert router.target("default").model == "b"
 
 
 @pytest.mark.parametrize("name", ["nope", "ring", "", "dangling"])

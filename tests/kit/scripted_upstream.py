@@ -22,6 +22,7 @@ from tests.kit.scripted_backend import Gate
 Cut = Literal["fin", "rst"]
 Step = bytes | float | Gate | Cut
 JSON = "application/json"
+CHECK = "kvgate-check"
 EVENTS = "text/event-stream; charset=utf-8"
 
 
@@ -62,7 +63,10 @@ class ScriptedUpstream:
     def __init__(self, *replies: Reply) -> None:
         self.replies = list(replies)
         self.otherwise: Callable[[Seen], Reply] = well_behaved
+        self.checks: Callable[[Seen], Reply] = well_behaved
+        """Answers what the gateway asks about this server's health; no part of the script."""
         self.seen: list[Seen] = []
+        self.checked: list[Seen] = []
         self.url = ""
         self._changed = asyncio.Condition()
         self._runner: web.AppRunner | None = None
@@ -110,8 +114,12 @@ class ScriptedUpstream:
             CIMultiDict(request.headers),
             await request.read(),
         )
-        reply = self.replies.pop(0) if self.replies else self.otherwise(seen)
-        self.seen.append(seen)
+        if seen.headers.get("User-Agent") == CHECK:
+            self.checked.append(seen)
+            reply = self.checks(seen)
+        else:
+            reply = self.replies.pop(0) if self.replies else self.otherwise(seen)
+            self.seen.append(seen)
         async with self._changed:
             self._changed.notify_all()
         try:

@@ -6,7 +6,7 @@ Built by the gateway's own composition root; nothing in it is replaced but time 
 import asyncio
 import io
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -155,6 +155,7 @@ async def serving(
     max_waiting: int = 512,
     scripted_durations: bool = False,
     span_exporter: Any = None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     **config: Any,
 ) -> AsyncIterator[Service]:
     """A gateway in front of ``upstream`` (a well-behaved one if none is given).
@@ -187,6 +188,7 @@ async def serving(
             clock=clock.monotonic if scripted_durations else time.monotonic,
             log_stream=log,
             span_exporter=span_exporter,
+            sleep=sleep,
         )
         runner = JsonErrorRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from gateway.backends.connections import BREAKS_FOR_S, Connector, Requests
+from gateway.backends.connections import FRESH_FOR_S, Connector, Requests
 from tests.kit.clock import Clock
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -58,10 +58,12 @@ async def post(requests: Requests, url: str) -> bytes:
 
 async def test_an_idle_connection_that_the_server_closes_is_replaced_by_a_fresh_one() -> None:
     lines = Lines(lambda _, number: number == 0)
-    async with requests_to(lines) as (requests, url, _):
-        for _ in range(4):
+    async with requests_to(lines) as (requests, url, clock):
+        for _ in range(3):
             assert await post(requests, url) == b"ok"
-    assert lines.requests == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]
+            assert await post(requests, url) == b"ok"
+            clock.advance(FRESH_FOR_S)
+    assert lines.requests[:5] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
 
 
 async def test_its_fellows_in_the_pool_are_not_tried() -> None:
@@ -83,18 +85,17 @@ async def test_a_fresh_connection_that_breaks_off_is_not_replaced() -> None:
     assert lines.requests == [(0, 0)]
 
 
-async def test_while_fresh_connections_break_off_no_old_one_is_taken_for_idle() -> None:
-    lines = Lines(lambda line, number: line > 0 and number == 0)
+async def test_after_a_break_no_connection_is_used_again_for_a_while() -> None:
+    lines = Lines(lambda line, number: line != 0 and number < 2)
     async with requests_to(lines) as (requests, url, clock):
         with pytest.raises(aiohttp.ServerDisconnectedError):
             await post(requests, url)
+        for _ in range(2):
+            assert await post(requests, url) == b"ok"
+        assert lines.requests == [(0, 0), (1, 0), (2, 0)]
+        clock.advance(FRESH_FOR_S)
         assert await post(requests, url) == b"ok"
-        with pytest.raises(aiohttp.ServerDisconnectedError):
-            await post(requests, url)
-        clock.advance(BREAKS_FOR_S + 1)
-        assert await post(requests, url) == b"ok"
-        assert await post(requests, url) == b"ok"
-    assert lines.requests == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]
+        assert lines.requests[3][1] == 1
 
 
 async def test_a_server_that_is_gone_is_asked_once() -> None:

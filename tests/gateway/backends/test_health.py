@@ -7,6 +7,7 @@ from gateway.backends.health import (
     LEFT_OUT_S,
     LONGEST_PAUSE_S,
     LONGEST_REST_S,
+    TOLD_AGAIN_S,
     WINDOW,
     Health,
 )
@@ -29,7 +30,7 @@ class Ward:
     def fail(self, name: str = "a", times: int = 3) -> None:
         for _ in range(times):
             self.health.enter(name)
-            self.health.failed(name)
+            self.health.lost(name, reached=False)
 
     def answer(self, name: str = "a", times: int = 1, waited_s: float = 0.1) -> None:
         for _ in range(times):
@@ -59,13 +60,15 @@ def test_failures_in_a_row_bring_it_down_and_fewer_do_not() -> None:
     assert repr(ward.health) == "<Health a=down b=up>"
 
 
-def test_half_of_a_window_brings_it_down_though_no_row_is_long() -> None:
-    ward = Ward()
+def test_one_that_fails_half_of_its_calls_is_passed_over_and_never_closed() -> None:
+    ward = Ward(outlier_factor=0)
+    ward.health.together(["a", "b"])
     for _ in range(FEWEST // 2):
         assert ward.health.is_open("a")
         ward.answer()
         ward.fail(times=1)
-    assert ward.health.state("a") == "down"
+    assert ward.health.state("a") == "left out"
+    assert ward.health.enter("a")
 
 
 def test_what_is_long_ago_does_not_count() -> None:
@@ -155,7 +158,7 @@ def test_calls_from_before_that_fail_while_it_is_down_do_not_lengthen_the_pause(
     ward = Ward()
     ward.fail()
     ward.clock.advance(1.0)
-    ward.health.failed("a")
+    ward.health.lost("a", reached=False)
     assert ward.health.wait_s("a") == 4.0
 
 
@@ -258,3 +261,102 @@ def test_with_factor_0_there_are_no_outliers() -> None:
     ward.answer("b", FEWEST)
     ward.answer("a", WINDOW, waited_s=100.0)
     assert ward.health.is_open("a")
+
+
+def test_one_that_answers_with_errors_is_alive_and_the_last_one_is_never_closed() -> None:
+    ward = Ward()
+    for _ in range(100):
+        assert ward.health.enter("a")
+        ward.health.erred("a")
+    assert ward.health.state("a") == "up"
+
+
+def test_one_that_errs_in_a_row_is_passed_over_for_its_fellow_and_checked() -> None:
+    ward = Ward()
+    ward.health.together(["a", "b"])
+    doubts: list[str] = []
+    ward.health.doubted = doubts.append
+    for _ in range(3):
+        ward.health.erred("a")
+    assert (ward.health.state("a"), doubts) == ("left out", ["a"])
+    for _ in range(3):
+        ward.health.erred("b")
+    assert ward.health.is_open("b")
+    ward.clock.advance(5.0)
+    assert ward.health.is_open("a")
+
+
+def test_a_broken_connection_is_a_doubt_and_only_a_check_brings_it_down() -> None:
+    ward = Ward()
+    doubts: list[str] = []
+    ward.health.doubted = doubts.append
+    for _ in range(10):
+        ward.health.lost("a", reached=True)
+    assert (ward.health.state("a"), ward.health.is_missing("a")) == ("up", False)
+    assert ward.health.is_doubtful("a")
+    assert doubts == ["a"] * 10
+    ward.health.alive("a")
+    assert not ward.health.is_doubtful("a")
+    ward.health.lost("a", reached=True)
+    ward.health.dead("a")
+    assert (ward.health.state("a"), ward.health.is_missing("a")) == ("down", True)
+
+
+def test_while_checks_find_it_dead_no_call_tries_it_and_the_first_good_one_brings_it_up() -> None:
+    ward = Ward()
+    for _ in range(60):
+        ward.health.dead("a")
+        ward.clock.advance(1.0)
+        assert not ward.health.enter("a")
+    ward.health.alive("a")
+    assert ward.health.enter("a")
+    assert ward.told == ["a down", "a up"]
+
+
+@pytest.mark.parametrize("said", ["erred", "refused", "rest"])
+def test_any_answer_to_the_probe_brings_it_up(said: str) -> None:
+    ward = Ward()
+    ward.fail()
+    ward.clock.advance(5.0)
+    assert ward.health.enter("a")
+    match said:
+        case "erred":
+            ward.health.erred("a")
+        case "refused":
+            ward.health.refused_key("a", "HTTP 401 no")
+        case _:
+            ward.health.rest("a", 1.0)
+    assert ward.health.state("a") == "up"
+
+
+def test_a_refused_key_is_told_once_and_again_when_the_words_change() -> None:
+    told: list[str] = []
+    clock = Clock()
+    health = Health(
+        clock=clock.monotonic,
+        draw=lambda: 0.0,
+        failures=1,
+        key_refused=lambda name, words: told.append(f"{name}: {words}"),
+    )
+    for number in range(5):
+        health.refused_key("a", f"HTTP 401 wrong key, request {number}")
+    health.refused_key("a", "HTTP 402 no credit")
+    health.succeeded("a")
+    assert health.complaints() == {}
+    health.refused_key("a", "HTTP 402 no credit")
+    assert health.complaints() == {"a": "key refused (HTTP 402)"}
+    assert told == ["a: HTTP 401 wrong key, request 0", "a: HTTP 402 no credit"]
+    health.succeeded("a")
+    clock.advance(TOLD_AGAIN_S + 1)
+    health.refused_key("a", "HTTP 402 no credit")
+    assert len(told) == 3
+    assert health.state("a") == "up"
+
+
+def test_with_0_failures_a_dead_one_is_missing_and_asked_all_the_same() -> None:
+    ward = Ward(failures=0)
+    ward.health.dead("a")
+    assert ward.health.enter("a")
+    assert ward.health.complaints() == {"a": "unreachable"}
+    ward.health.succeeded("a")
+    assert ward.health.complaints() == {}

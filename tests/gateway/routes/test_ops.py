@@ -4,7 +4,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import app as app_module
-from tests.kit.scripted_upstream import ScriptedUpstream, error_reply
 from tests.kit.service import serving
 
 
@@ -26,7 +25,10 @@ async def test_it_is_not_ready_while_its_engine_is_not(monkeypatch: pytest.Monke
 
 async def test_a_backend_that_is_down_is_named_and_is_no_reason_to_send_nobody_here() -> None:
     failover = {"retries": 0, "breaker_failures": 1}
-    async with serving(upstream=ScriptedUpstream(error_reply(500)), failover=failover) as service:
+    async with serving(failover=failover) as service:
+        await service.chat(True)
+        await service.settled()
+        await service.upstream.stop()
         await service.chat()
         ready = await service.send("GET", "/readyz")
         assert ready.status == 200
