@@ -129,7 +129,7 @@ def test_blocks_of_both_kernels_and_of_other_sources_never_meet(
 ) -> None:
     roots = {
         making().root,
-        making(kernels="torch").root,
+        making(kernels="torch", dtype="float32").root,
         making(kernels="torch", dtype="bfloat16").root,
     }
     monkeypatch.setattr(kernels, "code_version", lambda: "another")

@@ -378,7 +378,7 @@ static int make_room(const model *m, room *r) {
 /* NULL when memory or threads cannot be had. Weights and pool stay the caller's. */
 model *kvgate_new(const shape *s, const layer *layers, const matrix *embedding, const matrix *head,
                   const float *final_norm, const float *cosine, const float *sine, uint16_t *pool, int threads) {
-    model *m = calloc(1, sizeof *m);
+    model *m = zeros(1, sizeof *m); /* its crew is aligned to cache lines, which calloc is not */
     if (!m) return NULL;
     m->s = *s;
     m->embedding = *embedding, m->head = *head;
