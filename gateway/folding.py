@@ -23,7 +23,7 @@ Over 400 lines because objects and the lists in them are merged by each other.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -91,6 +91,13 @@ def index_of(piece: Mapping[str, Any]) -> int | None:
     return index
 
 
+def numbered(choices: Iterable[Json] | None) -> Iterator[tuple[int, Json]]:
+    """The choices of one chunk with their index, which is their place where they have none."""
+    for place, choice in enumerate(choices or ()):
+        index = index_of(choice)
+        yield place if index is None else index, choice
+
+
 class Folding:
     """An answer in the making: of the chunks of a stream, or one that came whole.
 
@@ -128,8 +135,7 @@ class Folding:
                 self.merge(self._body, name, value, _PLAIN)
         if (usage := data.get("usage")) is not None:
             self.merge(self._body, "usage", usage, _TOP["usage"])
-        for piece in data.get("choices") or ():
-            index = index_of(piece) or 0
+        for index, piece in numbered(data.get("choices")):
             choice = self._choices.get(index)
             if choice is None:
                 choice = self._choices[index] = _Choice(self, index)
@@ -148,7 +154,8 @@ class Folding:
             return self._told
         body: Json = _done(self._body)
         body["choices"] = [self._choices[index].folded() for index in sorted(self._choices)]
-        if body.get("object") == "chat.completion.chunk":
+        is_chat = any("message" in choice for choice in body["choices"])  # whatever it is called
+        if is_chat or body.get("object") == "chat.completion.chunk":
             body["object"] = "chat.completion"
         return body
 
@@ -306,7 +313,7 @@ class _Pieces:
             at = self._by_id.get(named)
             if at is None and index is not None:
                 at = self._by_index.get(index)
-                if at is not None and self._items[at].get("id"):
+                if at is not None and _is_apart(self._items[at], piece):
                     return None  # the same index, but another id
         elif index is not None:
             at = self._by_index.get(index)
@@ -416,6 +423,20 @@ def _contradicts(have: Mapping[str, Any], piece: Mapping[str, Any], texts: froze
         elif isinstance(value, str | list) and not isinstance(there, _Pieces) and there != value:
             return True
     return False
+
+
+def _is_apart(item: Mapping[str, Any], piece: Json) -> bool:
+    """Whether a piece with an id that is new is not of ``item``, though it has the index of it.
+
+    Some servers make up an id for each piece; but a call that begins has a name.
+    """
+    if not item.get("id"):
+        return False
+    for kind in ("function", "custom"):
+        there, more = item.get(kind), piece.get(kind)
+        if isinstance(there, dict) and isinstance(more, dict):
+            return not there.get("name") or bool(more.get("name"))
+    return True
 
 
 def _is_another_call(call: Mapping[str, Any], piece: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from gateway.backends import refusals
 from gateway.backends.dialects import usage_of, with_reuse
 from gateway.chunks import Chunk, Comment, Json, Whole, well_formed
 from gateway.errors import BackendFault
-from gateway.folding import index_of
+from gateway.folding import numbered
 from gateway.responses import ENDS, whole_in
 from gateway.sse import DONE_DATA, Event, Parser
 from policies.call import Call
@@ -45,9 +45,8 @@ class Progress:
         if (whole := whole_in(data)) is not None:
             self.ended.add(0)
             data = whole
-        for choice in data.get("choices") or ():
-            index = index_of(choice) or 0
-            if choice.get("finish_reason"):
+        for index, choice in numbered(data.get("choices")):
+            if choice.get("finish_reason") or choice.get("error"):
                 self._open.discard(index)
                 self.ended.add(index)
             elif index not in self.ended:
