@@ -145,6 +145,7 @@ class Backend(Section):
     connect_timeout: LongerThanZero = 5.0
     first_token_timeout: LongerThanZero | None = None
     read_timeout: LongerThanZero = 300.0
+    stream_idle_timeout: LongerThanZero = 30.0
 
 
 class Routing(Section):

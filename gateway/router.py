@@ -109,12 +109,7 @@ class Router:
                 return Target(self._any, self._first_listed())
             # There `default` means nothing: better the name that the client knows.
             return Target(self._any, model if name == DEFAULT_MODEL else name)
-        raise ClientFault(
-            f"The model {_shown(model)} does not exist here.",
-            code="model_not_found",
-            status=404,
-            param="model",
-        )
+        raise unknown_model(model)
 
     def _first_listed(self) -> str:
         assert self._any is not None
@@ -145,6 +140,16 @@ class Router:
 
     def __repr__(self) -> str:
         return f"<Router {len(self._by_model)} models, {len(self.backends)} backends>"
+
+
+def unknown_model(model: str) -> ClientFault:
+    """The error for a name that no backend knows."""
+    return ClientFault(
+        f"The model {_shown(model)} does not exist here.",
+        code="model_not_found",
+        status=404,
+        param="model",
+    )
 
 
 def _shown(model: str) -> str:

@@ -6,6 +6,7 @@ asked for, so that a plain answer comes back byte for byte as the server made it
 """
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -29,7 +30,7 @@ from gateway.backends.kv_words import known_prefix, lookup_wish
 from gateway.backends.lanes import Lanes
 from gateway.backends.refusals import passed_back, refused
 from gateway.backends.waits import Timeouts, Waits
-from gateway.chunks import Comment, Json, Opening, Piece
+from gateway.chunks import Chunk, Comment, Json, Opening, Piece
 from gateway.errors import (
     KEY_REFUSED,
     BackendFault,
@@ -41,6 +42,7 @@ from gateway.errors import (
 from gateway.trace_context import CURRENT
 from policies.call import Call
 from policies.eviction import Priority
+from policies.kv import KvTerms
 from policies.outcome import Cause, Completed, Ending, Failed
 from policies.plan import Plan
 
@@ -99,6 +101,10 @@ class OpenAIBackend:
 
     def run(self, call: Call, plan: Plan) -> AsyncGenerator[Piece, None]:
         """See :meth:`gateway.backends.base.Backend.run`."""
+        if (
+            not plan.reuse_prefix
+        ):  # no-store: a salt that no other call has, so nothing is found again
+            plan = replace(plan, salt=secrets.token_hex(16), kv=KvTerms())
         if self._lanes is None:
             return self._run(call, plan)
         return self._run_in_turn(self._lanes, call, plan)
@@ -131,7 +137,7 @@ class OpenAIBackend:
                 received = waits.received(response.content)
                 async for piece in read(self.name, received, progress, declared=declared):
                     if not isinstance(piece, Comment):
-                        waits.began()
+                        waits.began(flows=isinstance(piece, Chunk) and _flows(piece.data))
                     yield piece
                 yield Completed(usage=progress.usage, duration_s=self._clock() - began_s)
                 if not response.content.at_eof():
@@ -297,6 +303,12 @@ def _encoded(body: Json) -> bytes:
         return exact_json.dumps(body)
     except exact_json.JSONEncodeError as error:
         raise ClientFault("The body is nested too deep.", code="invalid_value") from error
+
+
+def _flows(event: Json) -> bool:
+    """Whether the next piece is soon to come: a response is announced before the model thinks."""
+    kind = event.get("type")
+    return not isinstance(kind, str) or kind.endswith(".delta")
 
 
 def _opening(headers: Mapping[str, str]) -> Opening:

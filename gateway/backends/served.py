@@ -46,6 +46,7 @@ def served(
                 connect_s=wish.connect_timeout,
                 read_s=wish.read_timeout,
                 first_token_s=wish.first_token_timeout,
+                idle_s=wish.stream_idle_timeout,
             ),
             lanes=lanes,
             passes_trace=config.tracing.pass_on,

@@ -19,12 +19,14 @@ from gateway.errors import BackendFault
 class Timeouts:
     """Seconds. ``read_s`` bounds each wait for a line of the answer, the first one and those after.
 
-    ``first_token_s`` bounds the wait for a stream's first event; None: nothing more than ``read_s``.
+    ``first_token_s`` bounds the wait for a stream's first event, and ``idle_s`` each wait for a line
+    once the stream flows; None: nothing more than ``read_s``.
     """
 
     connect_s: float = 5.0
     read_s: float = 600.0
     first_token_s: float | None = None
+    idle_s: float | None = None
 
 
 class Waits:
@@ -32,7 +34,8 @@ class Waits:
 
     def __init__(self, name: str, limits: Timeouts, *, streamed: bool) -> None:
         self._name = name
-        self._read_s = limits.read_s
+        self._line_s = limits.read_s
+        self._idle_s = limits.read_s if limits.idle_s is None else min(limits.idle_s, limits.read_s)
         self._now = asyncio.get_running_loop().time
         self._first_by: float | None = None
         if streamed and limits.first_token_s is not None:
@@ -52,15 +55,17 @@ class Waits:
                 raise self._first_late() from error
             raise
 
-    def began(self) -> None:
-        """The first event has come."""
+    def began(self, *, flows: bool = True) -> None:
+        """An event has come. ``flows``: from now on the stream is idle when nothing comes."""
         self._first_by = None
+        if flows:
+            self._line_s = self._idle_s
 
     async def received(self, content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
         """The answer's bytes as they come. Raises: BackendFault 504."""
-        line_by = self._now() + self._read_s
+        line_at = self._now()
         while True:
-            first_by = self._first_by
+            first_by, line_by = self._first_by, line_at + self._line_s
             by = line_by if first_by is None else min(line_by, first_by)
             try:
                 async with asyncio.timeout_at(by):
@@ -70,7 +75,7 @@ class Waits:
             if not part:
                 return
             if b"\n" in part:
-                line_by = self._now() + self._read_s
+                line_at = self._now()
             yield part
 
     async def whole(self, content: aiohttp.StreamReader) -> bytes:

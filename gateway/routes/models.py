@@ -10,7 +10,7 @@ from gateway import exact_json
 from gateway.auth import Authenticator
 from gateway.backends.base import Backend
 from gateway.errors import KEY_REFUSED, ClientFault, GatewayError, key_refused
-from gateway.router import Router
+from gateway.router import Router, unknown_model
 from gateway.routes.shape import body_of, json_response, object_of
 
 OWNER: Final = "kvgate"
@@ -43,21 +43,20 @@ class Models:
         listed = {name: self._card(name, name) for name in self._router.models()}
         if (backend := self._router.catch_all) is not None:
             for model in await _models_of(backend):
-                listed.setdefault(str(model.get("id")), model)
+                listed.setdefault(str(model.get("id")), self._completed(model))
         for alias in self._router.aliases():
             if (name := self._name_of(alias)) is not None:
                 listed.setdefault(alias, self._card(alias, name))
         return json_response({"object": "list", "data": list(listed.values())})
 
     async def one(self, request: web.Request) -> web.StreamResponse:
-        """One model. Raises: ClientFault 404."""
+        """One model. Raises: ClientFault 404; BackendFault."""
         self._authenticator.principal(request.headers)
         model = request.match_info["model"]
         target = self._router.target(model)
         if target.model in self._router.models():
             return json_response(self._card(model, target.model))
-        # The name alone goes on, never the client's path or query: any key may ask this.
-        return await self._pass_on(request, target.backend, f"/models/{quote(target.model)}")
+        return json_response(self._completed(await _model_of(target.backend, target.model)))
 
     async def manage(self, request: web.Request) -> web.StreamResponse:
         """What is about all that lies at the backend: list stored completions, delete a model.
@@ -105,6 +104,11 @@ class Models:
         except GatewayError:
             return None
 
+    def _completed(self, model: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A backend's own card with the members that OpenAI's schema requires."""
+        name = str(model.get("id"))
+        return {**self._card(name, name), "owned_by": "upstream", **model}
+
     def _card(self, name: str, served_as: str) -> Mapping[str, Any]:
         card = {"id": name, "object": "model", "created": self._started_s, "owned_by": OWNER}
         return card if name == served_as else {**card, "parent": served_as}
@@ -120,6 +124,33 @@ def _without_ours(raw: bytes) -> bytes:
         return exact_json.dumps(body)
     except exact_json.JSONEncodeError as error:
         raise ClientFault("The body is nested too deep.", code="invalid_value") from error
+
+
+async def _model_of(backend: Backend, name: str) -> dict[str, Any]:
+    """The card of a model by its own route, else from the list: not every server has both.
+
+    Raises: ClientFault 404 ``model_not_found``; BackendFault.
+    """
+    # The name alone goes on, never the client's path or query: any key may ask this.
+    path = f"/models/{quote(name)}"
+    if not {".", "..", ""} & set(name.split("/")):
+        answer = await backend.forward("GET", path, b"")
+        if answer.status in KEY_REFUSED:
+            raise key_refused(backend.name, answer.status, answer.body)
+        if answer.status < 300 and (card := _card_in(answer.body)) is not None:
+            return card
+        for model in await _models_of(backend):
+            if model.get("id") == name:
+                return model
+    raise unknown_model(name)
+
+
+def _card_in(raw: bytes) -> dict[str, Any] | None:
+    try:
+        found = exact_json.loads_answer(raw)
+    except exact_json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("id"), str) else None
 
 
 async def _models_of(backend: Backend) -> list[dict[str, Any]]:

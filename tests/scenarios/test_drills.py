@@ -351,3 +351,17 @@ async def test_an_upstreams_own_queue_full_is_its_own_refusal() -> None:
         await sound.stop()
         refused = (await asked_at_once(service, 1, "last "))[0]
         assert (refused.status, refused.error["code"]) == (429, "queue_full")
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_a_stream_that_falls_silent_ends_long_before_the_limit_for_reading(
+    pieces: int,
+) -> None:
+    async with ScriptedUpstream(stream_reply(*EVENTS[:pieces], Gate())) as upstream:
+        limits = {"read_timeout": 300, "stream_idle_timeout": SOON_S}
+        backend = {"name": "up", "base_url": upstream.url, "models": ["m"], **limits}
+        async with serving(backends=[backend]) as service:
+            answer = await service.chat(True, stream=True)
+            assert error_of(answer)["code"] == "backend_timeout"
+            assert len(answer.events) == pieces + 1
+            await upstream.seen[0].gone.wait()

@@ -478,3 +478,19 @@ async def test_a_prompt_is_prefilled_by_the_engine_only() -> None:
         assert upstream.seen[0].body == {"messages": prompt, "kv": kv}
         with pytest.raises(BackendFault):
             await engine.prefill_kv(prompt, salt="ab", priority="high", ttl_s=60)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "member"),
+    [("vllm", "cache_salt"), ("sglang", "cache_salt"), ("deepseek", "user_id"), ("kvgate", "kv")],
+)
+async def test_a_call_that_must_not_be_stored_shares_no_prefix_with_any_other(
+    dialect: Dialect, member: str
+) -> None:
+    async with ScriptedUpstream() as upstream, backend_at(upstream, dialect=dialect) as backend:
+        for headers in ({"Cache-Control": "no-store"}, {}) * 2:
+            await pieces_of(backend, asked(headers=headers))
+        salts = [seen.body[member] for seen in upstream.seen]
+        named = [salt["salt"] if isinstance(salt, dict) else salt for salt in salts]
+        assert named[1] == named[3]
+        assert len(set(named)) == 3

@@ -100,3 +100,28 @@ async def test_a_reader_that_is_cancelled_is_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def flowing(one: Waits, wire: Any, *, flows: bool = True) -> int:
+    count = 0
+    async for _ in one.received(wire):
+        one.began(flows=flows)
+        count += 1
+    return count
+
+
+async def test_a_stream_that_flows_may_be_silent_for_a_shorter_time() -> None:
+    wire = Wire([b"data: {}\n\n"], apart_s=0, ends=False)
+    with pytest.raises(BackendFault) as caught:
+        await flowing(waits(idle_s=0.02), wire)
+    assert (caught.value.code, caught.value.cause) == ("backend_timeout", "silent")
+
+
+async def test_until_it_flows_the_longer_limit_holds() -> None:
+    wire = Wire([b"data: {}\n\n"] * 3, apart_s=0.02)
+    assert await flowing(waits(idle_s=0.001), wire, flows=False) == 3
+
+
+async def test_no_silence_is_longer_than_the_limit_for_reading() -> None:
+    with pytest.raises(BackendFault):
+        await flowing(waits(read_s=0.02, idle_s=NEVER), Wire([b"x\n"], apart_s=0, ends=False))

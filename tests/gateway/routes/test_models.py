@@ -44,7 +44,28 @@ async def test_a_backend_for_any_model_is_asked_for_its_own() -> None:
         listed = (await service.send("GET", "/v1/models")).body["data"]
         assert {card["id"] for card in listed} >= {"m", "up-1"}
         one = await service.send("GET", "/v1/models/up-1?x=1")
-        assert one.body == {"id": "up-1", "path": "/models/up-1"}
+        assert one.body["path"] == "/models/up-1"
+        assert one.body.keys() >= {"id", "object", "created", "owned_by"}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        json_reply({"detail": "Not Found"}, status=404),
+        Reply((b"<html>no</html>",), 404, content_type="text/html"),
+        json_reply({"object": "list", "data": []}),
+        error_reply(500),
+    ],
+)
+async def test_one_model_of_a_backend_for_any_is_told_in_openais_form(odd: Reply) -> None:
+    upstream = ScriptedUpstream(odd)
+    async with serving(models=("*",), upstream=upstream) as service:
+        known = await service.send("GET", "/v1/models/up-1")
+        assert (known.status, known.body["id"], known.body["object"]) == (200, "up-1", "model")
+        upstream.replies = [odd]
+        unknown = await service.send("GET", "/v1/models/org/none")
+        assert (unknown.status, unknown.error["code"]) == (404, "model_not_found")
+        assert unknown.error["param"] == "model"
 
 
 @pytest.mark.parametrize(
