@@ -334,7 +334,15 @@ def _contexts(
     places: Places, router: Router, rules: Rules, tasks: Tasks, now: Callable[[], float]
 ) -> Contexts:
     held = ContextRecords(places.records, now=now, edition=partial(secrets.token_hex, 8))
-    return Contexts(held, news=places.news, router=router, rules=rules, tasks=tasks, now=now)
+    return Contexts(
+        held,
+        news=places.news,
+        router=router,
+        rules=rules,
+        tasks=tasks,
+        now=now,
+        names_answers=places.tiers.names_answers,
+    )
 
 
 def _route(

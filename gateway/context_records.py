@@ -192,6 +192,7 @@ class ContextRecords:
             made_by=user if old is None else old.made_by,
             created_at=now if old is None else old.created_at,
             renewed_at=now,
+            by_id=wish.by_id if old is None else old.by_id,
         )
         await self._records.write(_BASE, tenant, terms.edition, base_record(wish.base))
         return terms

@@ -8,10 +8,12 @@ names are told to other processes when one is made, and read anew every ``NAMES_
 is not known yet costs the sharing and nothing else, for such a call brings its whole prompt along.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
+
+import cachetools
 
 from gateway.backends.base import Prefills
 from gateway.context_records import ContextRecords
@@ -70,7 +72,10 @@ class Fitted:
 
 
 class Contexts:
-    """The shared contexts of all tenants. ``now`` is unix time."""
+    """The shared contexts of all tenants. ``now`` is unix time.
+
+    ``names_answers`` says whether a name is that of stored answers of a tenant outside contexts.
+    """
 
     def __init__(
         self,
@@ -81,8 +86,10 @@ class Contexts:
         rules: Rules,
         tasks: Tasks,
         now: Callable[[], float],
+        names_answers: Callable[[str, str], Awaitable[bool]],
     ) -> None:
         self.held = held
+        self._names_answers = names_answers
         self._news = news
         self._router = router
         self._rules = rules
@@ -91,6 +98,8 @@ class Contexts:
         self._names: set[tuple[str, str]] = set()
         self._names_changed = 0
         self._names_at: float | None = None
+        # Names by which calls came that were under no context.
+        self._plain: cachetools.LRUCache[tuple[str, str], bool] = cachetools.LRUCache(4096)
         if news is not None:
             news.listen(_TOPIC, self._heard)
 
@@ -120,11 +129,16 @@ class Contexts:
             StoreError: the base prompt is to be put in front and cannot be read.
         """
         asked = wanted(directive, call.endpoint)
-        if asked is None or not self._may_be_one(asked, directive, principal.tenant):
+        if asked is None:
+            return Fitted(call)
+        if not self._may_be_one(asked, directive, principal.tenant):
+            self._plain[principal.tenant, asked.id] = True
             return Fitted(call)
         user = believed_user(directive, principal)
         try:
             terms = await self.held.find(principal.tenant, asked.id)
+            if terms is not None and asked.how == "key" and not terms.by_id:
+                return Fitted(call)
             if terms is not None:
                 under = await self._under(call, terms, user, stands_in=asked.how == "named")
                 if under is not None:
@@ -146,6 +160,8 @@ class Contexts:
         user = believed_user(directive, principal)
         try:
             terms = await self.held.find(principal.tenant, asked.id)
+            if terms is not None and asked.how == "key" and not terms.by_id:
+                return Fitted(call)
             if terms is not None:
                 stands_in = asked.how == "named"
                 under = await self._fitted(call, terms, user, stands_in=stands_in)
@@ -187,11 +203,13 @@ class Contexts:
         self, call: Call, directive: Directive, tenant: str, user: str | None, asked: Wanted
     ) -> Fitted:
         if asked.how == "key":
+            self._plain[tenant, asked.id] = True
             self._forget_name(tenant, asked.id)
             return Fitted(call)
         wish = self._first_wish(call, directive, asked)
         if wish is None:
             return Fitted(call, without=_NOTHING_STORED)
+        wish = replace(wish, by_id=await self._is_free(tenant, asked.id))
         made = await self.held.make(tenant, asked.id, wish, user)
         await self._made(made)
         under = await self._under(call, made, user, stands_in=False)
@@ -232,6 +250,18 @@ class Contexts:
             renewed_at=now,
         )
 
+    async def _is_free(self, tenant: str, id_: str) -> bool:
+        """Whether the ID names no answers: else those who use it so must not be shut out, or be shared.
+
+        A store that does not answer may hold such answers.
+        """
+        if (tenant, id_) in self._plain:
+            return False
+        try:
+            return not await self._names_answers(tenant, id_)
+        except StoreError:
+            return False
+
     async def in_view(self, selector: Selector, view: Principal) -> Selector:
         """Of what is selected, that which ``view`` may see.
 
@@ -250,6 +280,8 @@ class Contexts:
         self, tenant: str, id_: str, wish: ContextWish, user: str | None, old: Terms | None
     ) -> Terms:
         """See :meth:`ContextRecords.put`; other processes hear of it."""
+        if old is None:
+            wish = replace(wish, by_id=await self._is_free(tenant, id_))
         terms = await self.held.put(tenant, id_, wish, user, old)
         await self._made(terms)
         return terms

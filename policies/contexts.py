@@ -38,7 +38,8 @@ class Terms:
     """All that is known of a context but its text and its use.
 
     No ``allowed_users`` means the whole tenant. Times are unix seconds; ``renewed_at`` is when
-    it was last put. ``made_by`` is the user who made it, if it was one.
+    it was last put. ``made_by`` is the user who made it, if it was one. ``by_id``: a call that sends
+    the mere ID means the context; not if the ID named answers when the context was made.
     """
 
     tenant: str
@@ -51,17 +52,19 @@ class Terms:
     made_by: str | None
     created_at: float
     renewed_at: float
+    by_id: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class ContextWish:
-    """What a client asked a context to be."""
+    """What a client asked a context to be; ``by_id`` is the gateway's to say."""
 
     base: Base
     allowed_users: tuple[str, ...] = ()
     ttl_s: float = DEFAULT_TTL_S
     priority: Priority = DEFAULT_PRIORITY
     model: str | None = None
+    by_id: bool = True
 
 
 How = Literal["named", "shared", "scope", "key"]

@@ -135,6 +135,7 @@ class ContextRoutes:
             "ttl": terms.ttl_s,
             "priority": terms.priority,
             "model": terms.model,
+            "by_id": terms.by_id,
             "created": int(terms.created_at),
             "ttl_left_s": round(max(0.0, await held.expires_at(terms) - self._now()), 3),
         }

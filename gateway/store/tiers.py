@@ -200,6 +200,15 @@ class Tiers:
             with suppress(StoreError):
                 await store.refresh()
 
+    async def names_answers(self, tenant: str, name: str) -> bool:
+        """Whether an entry that lies under no shared context has this ``cache_key``. Raises: StoreError."""
+        after: bytes | None = None
+        while page := await self.scan(Selector(tenant, cache_key=name), after=after, limit=100):
+            if any(meta.scope.kind != "shared" for meta in page):
+                return True
+            after = page[-1].key
+        return False
+
     def fills(self) -> Sequence[Fill]:
         """How full each tier is."""
         return [store.fill() for store in self._stores.values()]

@@ -98,6 +98,7 @@ class World:
         self.router = Router([Served(self.backend, ("m",))], {})
         self.rules = default_rules()
         self.news = Wire()
+        self.named: set[str] = set()
         self._editions = itertools.count()
 
     def process(self, *, alone: bool = False) -> Contexts:
@@ -111,7 +112,13 @@ class World:
             rules=self.rules,
             tasks=self.tasks,
             now=self.clock.now,
+            names_answers=self._names_answers,
         )
+
+    async def _names_answers(self, _: str, name: str) -> bool:
+        if self.records.down:
+            raise StoreError("down")
+        return name in self.named
 
     async def settled(self) -> None:
         """Wait until what goes on behind the callers' backs has ended."""
@@ -148,6 +155,27 @@ async def test_the_first_shared_call_makes_it_and_others_use_it_by_id() -> None:
     assert used == Fitted(WHOLE, made.terms, (SYSTEM,))
     await world.settled()
     assert (await one.held.usage(made.terms)).users == {"dev1": 1, "dev3": 1}
+
+
+@pytest.mark.parametrize("use", ["a call came by it", "an answer has it", None])
+async def test_a_name_in_use_is_no_contexts_by_the_mere_id(use: str | None) -> None:
+    world = World()
+    one, two = world.process(), world.process()
+    if use == "a call came by it":
+        await fit(one, REST, headers=USES)
+    elif use is not None:
+        world.named.add("team")
+    terms = await team(one)
+    assert terms.by_id is (use is None)
+    for process in (one, two):
+        await process.load()
+        plain = await fit(process, WHOLE, headers=USES)
+        foreseen = await process.foresee(WHOLE, directive_of({}, USES.items()), DEV1)
+        assert plain == foreseen
+        assert (plain == Fitted(WHOLE)) is (use is not None)
+        assert (await fit(process, WHOLE, headers=MAKES)).terms == terms
+    assert (await one.put("acme", "team", TEAM, None, terms)).by_id is terms.by_id
+    await world.settled()
 
 
 async def test_a_second_shared_call_uses_what_is_there() -> None:

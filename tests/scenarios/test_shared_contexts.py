@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,15 +138,45 @@ async def test_a_right_taken_away_between_two_equal_calls_is_gone(ask: Any) -> N
         assert level(await ask(service, key=BOB)) == "response"
 
 
-async def test_a_call_remembered_under_a_plain_key_meets_the_context_that_took_the_name() -> None:
-    async with company() as service:
-        for expected in ("none", "response", "response"):
-            assert level(await by_id(service, key=ANN)) == expected
-        await put(service, "bob")
-        assert code(await by_id(service, key=ANN)) == (403, "context_forbidden")
-        assert level(await by_id(service, key=BOB)) == "none"
-        await service.send("DELETE", PATH, key=OPS)
-        assert level(await by_id(service, key=ANN)) == "response"  # a plain key again
+@pytest.mark.parametrize("caches", [True, False])
+@pytest.mark.parametrize("made", ["put", "first use"])
+async def test_a_context_that_takes_a_name_in_use_shuts_nobody_out(made: str, caches: bool) -> None:
+    """Those who send the name as their cache key go on as before, whether or not they are allowed."""
+    cooking = [{**BASE, "content": "You are an expert cook."}, LOOK]
+
+    async def plain(key: str, messages: list[Any]) -> str:
+        headers = BY_ID if caches else {"X-Cache-ID": "team"}
+        return level(await service.chat(key=key, headers=headers, messages=messages))
+
+    async with company(Numbered()) as service:
+        for key, messages in ((ANN, [BASE, LOOK]), (OPS, cooking)):
+            assert await plain(key, messages) == "none"
+        if made == "put":
+            answer = await put(service, "bob")
+            assert (answer.status, answer.body["by_id"]) == (201, False)
+        else:
+            assert level(await by_id(service, key=BOB, **{"X-Cache-Shared": "true"})) == "none"
+        before = "response" if caches else "none"
+        for key, messages in ((ANN, [BASE, LOOK]), (BOB, [BASE, LOOK]), (OPS, cooking)):
+            assert await plain(key, messages) == before
+        # The context itself is there for those who name it as one.
+        assert (await named(service, key=BOB)).status == 200
+        assert level(await named(service, key=BOB)) == "response"
+        if made == "put":
+            assert code(await named(service, key=ANN)) == (403, "context_forbidden")
+
+
+async def test_a_name_that_answers_in_another_process_is_in_use_too(tmp_path: Path) -> None:
+    tiers = {"warm": {"store": "disk"}}
+    wishes: dict[str, Any] = {"tiers": tiers, "store": {"disk_path": str(tmp_path)}}
+    async with serving(tenants=TENANTS, **wishes) as service:
+        assert level(await by_id(service, key=ANN)) == "none"
+        await service.settled()
+    async with serving(tenants=TENANTS, **wishes) as service:
+        assert (await put(service, "bob")).body["by_id"] is False
+        assert level(await by_id(service, key=ANN)) == "response"
+        other = await service.send("PUT", PATH + "2", {"base_prompt": "Review."}, key=OPS)
+        assert other.body["by_id"] is True
 
 
 async def test_a_context_made_again_shares_nothing_with_what_it_was() -> None:

@@ -60,6 +60,7 @@ async def test_a_context_is_made_replaced_shown_and_revoked() -> None:
             "ttl": 600,
             "priority": "low",
             "model": None,
+            "by_id": True,
             "created": int(service.clock.now()),
             "ttl_left_s": 600.0,
             "allowed_users": ["ann", "carol"],
