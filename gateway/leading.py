@@ -3,8 +3,10 @@
 Flights coalesce identical calls within a process; a lease does so across processes that share a
 store. Whoever takes the lease of a key is its leader and computes; the others look into the store
 until the answer is there or the lease is free, and then either read it or lead themselves. A lease is
-renewed while its holder lives and ends by itself soon after it died. A store of leases that fails
-costs the coalescing and nothing else.
+renewed while its holder lives and ends by itself soon after it died: then one of those who wait goes
+on in its place. A leader that ended without storing anything says so by a second, short lease: then all
+who waited compute for themselves, as one after the other they would wait for ever. A store of leases
+that fails costs the coalescing and nothing else.
 """
 
 import asyncio
@@ -19,6 +21,9 @@ from gateway.store.sharing import Leases
 LEASE_S: Final = 5.0
 """How long others wait for a leader that died."""
 RENEW_S: Final = 1.5
+ENDED: Final = b"ended:"
+ENDED_S: Final = 1.0
+"""How long it is known that a leader has ended: longer than those who wait take to look again."""
 FIRST_WAIT_S: Final = 0.01
 LONGEST_WAIT_S: Final = 0.1
 There = Callable[[], Awaitable[bool]]
@@ -54,7 +59,8 @@ class Leading:
         renewing = self._tasks.start(self._renew(key), name="lease")
         try:
             yield True
-        finally:
+            await self._say_ended(key)
+        finally:  # a leader that was cancelled is followed by one of those who wait
             renewing.cancel()
             await self._let_go(key)
 
@@ -85,12 +91,15 @@ class Leading:
         if await there():  # it was stored between our look-up and our taking the lease
             await self._let_go(key)
             return False
-        if waited:
-            # The other one stored nothing: its call failed, or its answer may not be kept. All who
-            # waited compute for themselves now; one after the other they would wait for ever.
+        if waited and await self._leases.held(ENDED + key):
+            # The other one stored nothing: its call failed, or its answer may not be kept.
             await self._let_go(key)
             return None
         return True
+
+    async def _say_ended(self, key: bytes) -> None:
+        with suppress(StoreError):
+            await self._leases.take(ENDED + key, ttl_s=ENDED_S)
 
     async def _let_go(self, key: bytes) -> None:
         with suppress(StoreError):

@@ -1,6 +1,7 @@
 """A time limit and a circuit breaker around whatever is kept outside this process's memory.
 
-Each call may take so long and no longer. After a failure nobody else waits: calls fail at once until
+Each call may take so long and no longer, by the store's time: while our own event loop is busy the answer
+may lie here unread, and that time does not count (:class:`StoreTime`). After a failure nobody else waits: calls fail at once until
 a probe in the background has found the place working. If that fails too, several times in a row, the
 circuit is open: one line in the log, probes become seldom and are only made while somebody asks. One
 late answer costs a few hits; a place that is gone costs the callers of one moment one time limit.
@@ -32,8 +33,52 @@ LONG_CALLS: Final = 100
 LONGEST_CALLS: Final = 10_000
 """As many for a removal of many entries: the store itself limits each of its steps."""
 
+LEASE_CALLS: Final = 10
+"""How many limits a lease may take: giving up on it costs a second computation."""
+MOST_LAG: Final = 10
+"""How many limits a call may last in all, however busy our loop is."""
+SLICES: Final = 5
+LATE_S: Final = 0.002
+"""A timer that is later than this, or than half a slice, says that our loop is busy."""
+
 T = TypeVar("T")
 _log = structlog.get_logger("kvgate.store")
+
+
+class StoreTime:
+    """A time limit that counts only while the loop is free. Raises TimeoutError, as asyncio's does."""
+
+    __slots__ = ("_due_s", "_last_s", "_left", "_loop", "_slice_s", "_timeout", "_timer")
+
+    def __init__(self, limit_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout = asyncio.timeout(None)
+        self._slice_s = limit_s / SLICES
+        self._left = SLICES
+        self._last_s = self._loop.time() + MOST_LAG * limit_s
+        self._due_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._wait()
+
+    async def __aexit__(self, *raised: Any) -> bool | None:
+        if self._timer is not None:
+            self._timer.cancel()
+        return await self._timeout.__aexit__(*raised)
+
+    def _wait(self) -> None:
+        self._due_s = self._loop.time() + self._slice_s
+        self._timer = self._loop.call_at(self._due_s, self._slice_ended)
+
+    def _slice_ended(self) -> None:
+        now_s = self._loop.time()
+        self._left -= now_s - self._due_s <= max(LATE_S, self._slice_s / 2)
+        if self._left and now_s < self._last_s:
+            self._wait()
+        else:
+            self._timeout.reschedule(now_s)
 
 
 class Circuit:
@@ -146,7 +191,7 @@ class Guard:
         finally:
             self._look_again()
 
-    async def write(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def write(self, work: Callable[[], Awaitable[T]], *, limits: int = 1) -> T:
         """Do ``work``, which takes room; one that is full is probed by it. Raises: StoreError."""
         takes = self._takes
         probes = takes.wants_probe
@@ -154,7 +199,7 @@ class Guard:
             raise StoreFull(f"{self._place} takes nothing")
         takes.probing |= probes
         try:
-            result = await self.read(work)
+            result = await self.read(work, limits=limits)
         except StoreFull as error:
             takes.failed(error)
             raise
@@ -184,7 +229,7 @@ class Guard:
     async def _limited(self, work: Callable[[], Awaitable[T]], limits: int) -> T:
         limit_s = limits * self._limit_s
         try:
-            async with asyncio.timeout(limit_s):
+            async with StoreTime(limit_s):
                 result = await work()
         except TimeoutError:
             late = StoreError(f"{self._place}: no answer within {1000 * limit_s:.0f} ms")
@@ -279,15 +324,17 @@ class GuardedLeases:
 
     async def take(self, key: bytes, *, ttl_s: float) -> bool:
         """See :meth:`gateway.store.sharing.Leases.take`."""
-        return await self._guard.write(lambda: self._leases.take(key, ttl_s=ttl_s))
+        return await self._guard.write(
+            lambda: self._leases.take(key, ttl_s=ttl_s), limits=LEASE_CALLS
+        )
 
     async def release(self, key: bytes) -> None:
         """See :meth:`gateway.store.sharing.Leases.release`."""
-        await self._guard.read(lambda: self._leases.release(key))
+        await self._guard.read(lambda: self._leases.release(key), limits=LEASE_CALLS)
 
     async def held(self, key: bytes) -> bool:
         """See :meth:`gateway.store.sharing.Leases.held`."""
-        return await self._guard.read(lambda: self._leases.held(key))
+        return await self._guard.read(lambda: self._leases.held(key), limits=LEASE_CALLS)
 
 
 class GuardedRecords:

@@ -5,7 +5,14 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from gateway.flights import Tasks
-from gateway.store.guarded import Guard, Guarded, GuardedLeases, GuardedNews, GuardedRecords
+from gateway.store.guarded import (
+    MOST_LAG,
+    Guard,
+    Guarded,
+    GuardedLeases,
+    GuardedNews,
+    GuardedRecords,
+)
 from gateway.store.redis import RedisStore
 from gateway.store.redis_client import connect, failing_as_store
 from gateway.store.redis_news import RedisNews
@@ -33,7 +40,7 @@ class RedisPlace:
         """
         token = secrets.token_hex(TOKEN_BYTES)
         self._listening = Tasks()
-        self._client = connect(url, limit_s=limit_s)
+        self._client = connect(url, limit_s=MOST_LAG * limit_s)  # the guard's limit comes first
         self._namespace = namespace
         self._guard = Guard(
             "redis", self._ping, limit_s=limit_s, clock=clock, draw=draw, tasks=tasks

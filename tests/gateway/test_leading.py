@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from gateway.flights import Flights, Tasks
-from gateway.leading import FIRST_WAIT_S, LEASE_S, LONGEST_WAIT_S, Leading
+from gateway.leading import ENDED, ENDED_S, FIRST_WAIT_S, LEASE_S, LONGEST_WAIT_S, Leading
 from gateway.pipeline import Pipeline
 from gateway.store.base import StoreError
 from tests.kit.bench import Bench, read
@@ -20,6 +20,8 @@ class OneLease:
 
     def __init__(self) -> None:
         self.holder: str | None = None
+        self.ended = False
+        """A leader has said that it ended, lately."""
         self.broken = False
         self.taken = 0
 
@@ -34,9 +36,12 @@ class Seen:
         self.lease, self.name = lease, name
 
     async def take(self, key: bytes, *, ttl_s: float) -> bool:
-        assert ttl_s == LEASE_S, key
+        assert ttl_s == (ENDED_S if key.startswith(ENDED) else LEASE_S), key
         if self.lease.broken:
             raise StoreError("scripted")
+        if key.startswith(ENDED):
+            self.lease.ended = True
+            return True
         if self.lease.holder not in {None, self.name}:
             return False
         self.lease.holder = self.name
@@ -50,7 +55,7 @@ class Seen:
             self.lease.holder = None
 
     async def held(self, key: bytes) -> bool:
-        return self.lease.holder is not None
+        return self.lease.ended if key.startswith(ENDED) else self.lease.holder is not None
 
 
 async def no(_: float = 0.0) -> bool:
@@ -115,7 +120,20 @@ async def test_a_leader_that_is_gone_is_followed_by_one_who_waited() -> None:
             lease.holder = None
 
     async with Leading(lease.of("a"), tasks, sleep=Sleeper(expire)).of(KEY, no) as leads:
-        assert leads
+        state = [leads, lease.holder]
+    assert state == [True, "a"]  # the others who wait go on waiting
+    await tasks.close()
+
+
+async def test_a_leader_whose_callers_left_is_followed_by_one_and_not_by_all() -> None:
+    lease, tasks = OneLease(), Tasks()
+    with pytest.raises(asyncio.CancelledError):
+        async with Leading(lease.of("a"), tasks, sleep=Sleeper()).of(KEY, no):
+            raise asyncio.CancelledError
+    assert (lease.holder, lease.ended) == (None, False)
+    async with Leading(lease.of("a"), tasks, sleep=Sleeper()).of(KEY, no):
+        pass
+    assert (lease.holder, lease.ended) == (None, True)
     await tasks.close()
 
 
@@ -125,7 +143,7 @@ async def test_where_the_leader_stored_nothing_nobody_waits_for_the_next_one() -
 
     def fail(slept: int) -> None:
         if slept == 2:
-            lease.holder = None
+            lease.holder, lease.ended = None, True
 
     async with Leading(lease.of("a"), tasks, sleep=Sleeper(fail)).of(KEY, no) as leads:
         state = [leads, lease.holder]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.freshness import Expired, Fresh, Stale, jittered, judge
+from policies.freshness import Expired, Fresh, Stale, jittered, judge, last_use
 from tests.policies.making import few, meta_of, plan_of
 
 PLAN = plan_of()
@@ -112,3 +112,8 @@ def test_jitter_only_shortens_and_by_no_more_than_its_share(
     found = jittered(ttl_s, jitter, draw)
     assert 0 <= found <= ttl_s
     assert found >= ttl_s * (1 - min(1.0, max(0.0, jitter))) * (1 - 1e-12)
+
+
+def test_the_last_use_counts_the_longest_stale_rule() -> None:
+    meta = meta_of(stale_while_revalidate_s=7.0, stale_if_error_s=30.0)
+    assert last_use(meta) == meta.stored_at + meta.ttl_s + 30.0
