@@ -179,10 +179,10 @@ function note(name, said) {
 function overTime() {
   const recent = state.past.over(RECENT_S);
   const stats = state.sections.stats;
-  note("stored_rate", recent.calls ? `of calls; ${share(recent.kept / recent.calls)} in the last 5 min` : "none asked in the last 5 min");
+  note("stored_rate", recent.calls ? `of calls; ${share(recent.kept / recent.calls)} in the last 5\u00a0min` : "none asked in the last 5\u00a0min");
   note("reuse_rate", recent.prompt_tokens
-    ? `of computed prompts; ${share(recent.prompt_tokens_reused / recent.prompt_tokens)} in the last 5 min`
-    : "none computed in the last 5 min");
+    ? `of computed prompts; ${share(recent.prompt_tokens_reused / recent.prompt_tokens)} in the last 5\u00a0min`
+    : "none computed in the last 5\u00a0min");
   const failed = stats?.errors ? `, ${count(stats.errors)} failed` : "";
   note("requests", `${(recent.calls / RECENT_S).toFixed(recent.calls < 3000 ? 2 : 0)} a second${failed}`);
   const steps = state.past.steps(state.range);
