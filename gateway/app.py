@@ -65,6 +65,7 @@ from gateway.traffic import Traffic
 from gateway.version import installed_version
 from gateway.warming_service import open_warming
 from gateway.workers.team import Team
+from gateway.write_limit import WriteLimit
 from policies.rules import Rules
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Gateway:
     stations: Stations
     engines: Engines | None
     tasks: Tasks
+    writes: WriteLimit
     draining: asyncio.Event
     """Set when no more calls are taken."""
 
@@ -181,6 +183,7 @@ async def build(
         stations=ways,
         engines=engines,
         tasks=tasks,
+        writes=WriteLimit(config.server.write_timeout),
         draining=asyncio.Event(),
     )
     app = web.Application(client_max_size=rules.limits.max_body_bytes)
@@ -231,6 +234,7 @@ def _mount(
         contexts=gateway.contexts,
         journal=gateway.journal,
         tasks=gateway.tasks,
+        writes=gateway.writes,
         rules=rules,
         now=now,
         clock=clock,
@@ -450,5 +454,6 @@ async def _lifetime(
             if gateway.engines is not None:
                 last.push_async_callback(gateway.engines.stop)
             await gateway.watch.close()
+            gateway.writes.close()
             await gateway.tasks.close()
             await gateway.journal.close()

@@ -8,7 +8,7 @@ unknown fields included.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gateway import responses
@@ -42,9 +42,13 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One event of a stream: the JSON object of a ``*.chunk`` (or of a text completion)."""
+    """One event of a stream: the JSON object of a ``*.chunk`` (or of a text completion).
+
+    ``size_bytes`` is what it took on the wire, where there was one.
+    """
 
     data: Json
+    size_bytes: int = field(default=0, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

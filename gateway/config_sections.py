@@ -84,6 +84,7 @@ class Server(Section):
         "console"
     )
     shutdown_grace_s: Duration = 10.0
+    write_timeout: LongerThanZero = 30.0
     allowed_hosts: tuple[HostName, ...] = ()
     cors_origins: tuple[Origin, ...] = ()
 

@@ -23,6 +23,8 @@ Work = Callable[[], AsyncGenerator[Piece, None]]
 URGENCY: Final[tuple[Lane, ...]] = ("interactive", "batch", "warm")
 TURN: Final = 128
 """Pieces that come or are read one after another before others get their turn."""
+MAX_UNREAD_BYTES: Final = 64 * 1024
+"""Of a stream: work that is so far ahead of its fastest reader waits."""
 MAX_LANDED: Final = 1024
 """Landings remembered: more than happen while one look-up is on its way."""
 
@@ -62,6 +64,9 @@ class Flight:
     """A running piece of work and its buffer. Built by :meth:`Flights.start` only."""
 
     __slots__ = (
+        "_full",
+        "_read_to",
+        "_unread_bytes",
         "_waiting",
         "abandoned",
         "began_at",
@@ -87,6 +92,9 @@ class Flight:
         self.ended = False
         self.abandoned = False
         self._waiting: list[asyncio.Future[None]] = []
+        self._read_to = 0  # pieces that some reader has taken
+        self._unread_bytes = 0
+        self._full: asyncio.Future[None] | None = None
 
     def read(self) -> "Reader":
         """A reader that starts from the first piece."""
@@ -100,11 +108,37 @@ class Flight:
                 async for piece in pieces:
                     self.pieces.append(piece)
                     self.settled = not isinstance(piece, Opening | Comment | Chunk | Whole)
+                    if isinstance(piece, Chunk):
+                        self._unread_bytes += piece.size_bytes
                     self.wake()
                     if len(self.pieces) % TURN == 0:
                         await asyncio.sleep(0)
+                    while self._unread_bytes > MAX_UNREAD_BYTES and self.readers:
+                        await self._room()
         except Exception as error:  # noqa: BLE001 - each reader raises it in its own request
             self.error = error
+
+    def taken(self, position: int) -> None:
+        """A reader has taken the pieces before ``position``."""
+        if position <= self._read_to:
+            return
+        for piece in self.pieces[self._read_to : position]:
+            if isinstance(piece, Chunk):
+                self._unread_bytes -= piece.size_bytes
+        self._read_to = position
+        self._go_on()
+
+    async def _room(self) -> None:
+        """Wait until a reader takes something, or leaves: what nobody reads must not fill memory."""
+        self._full = asyncio.get_running_loop().create_future()
+        try:
+            await self._full
+        finally:
+            self._full = None
+
+    def _go_on(self) -> None:
+        if self._full is not None and not self._full.done():
+            self._full.set_result(None)
 
     def wake(self) -> None:
         """Tell the waiting readers that the buffer or the state has changed."""
@@ -123,6 +157,7 @@ class Flight:
     def leave(self) -> None:
         """One reader less; the last one to leave ends the work."""
         self.readers -= 1
+        self._go_on()
         if self.readers == 0 and not self.finish_alone and not self.settled:
             self.abandoned = True
             if self.task is not None:
@@ -167,6 +202,7 @@ class Reader:
                 await asyncio.sleep(0)
             piece = self._flight.pieces[self._position]
             self._position += 1
+            self._flight.taken(self._position)
             if not isinstance(piece, Comment):
                 return piece
             if self.heard is not None:
@@ -178,6 +214,7 @@ class Reader:
         while await self._more():
             there = self._flight.pieces[self._position : self._position + TURN]
             self._position += len(there)
+            self._flight.taken(self._position)
             yield there
             if len(there) == TURN:
                 await asyncio.sleep(0)

@@ -144,7 +144,7 @@ class _Stream:
                 failed=event.name == "error",
             )
             self._progress.see(data)
-            yield Chunk(data)
+            yield Chunk(data, len(raw))
             if data.get("type") in ENDS:
                 self.over = True
                 return

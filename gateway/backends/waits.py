@@ -74,9 +74,9 @@ class Waits:
                 raise (self._first_late() if by == first_by else self._silent()) from error
             if not part:
                 return
-            if b"\n" in part:
-                line_at = self._now()
             yield part
+            if b"\n" in part:  # now: a slow reader is no silence of the backend's
+                line_at = self._now()
 
     async def whole(self, content: aiohttp.StreamReader) -> bytes:
         """All that is left. Raises: BackendFault 504."""

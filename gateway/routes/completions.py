@@ -46,6 +46,7 @@ from gateway.routes.shape import (
 from gateway.store.base import Entry
 from gateway.together import Gathered, Together
 from gateway.trace_context import TRACEPARENT, carried
+from gateway.write_limit import WriteLimit
 from policies.call import Call, Endpoint
 from policies.embeddings import is_list
 from policies.keys import Principal
@@ -99,6 +100,7 @@ class Completions:
         contexts: Contexts,
         journal: Journal,
         tasks: Tasks,
+        writes: WriteLimit,
         rules: Rules,
         now: Callable[[], float],
         clock: Callable[[], float],
@@ -110,6 +112,7 @@ class Completions:
         self._contexts = contexts
         self._journal = journal
         self._tasks = tasks
+        self._writes = writes
         self._rules = rules
         self._now = now
         self._clock = clock
@@ -136,6 +139,7 @@ class Completions:
     async def _handle(
         self, request: web.Request, endpoint: Endpoint, visit: Visit
     ) -> web.StreamResponse:
+        self._writes.watch(request.transport)
         live: Live | None = None
         try:
             principal = self._authenticator.principal(request.headers)
