@@ -10,7 +10,7 @@ The numbers are those of this process.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import islice
 from typing import Any, Final
@@ -26,6 +26,9 @@ from policies.rules import Rules
 
 MAX_PER_TENANT: Final = 1000
 """Conversations remembered of one tenant."""
+MOST_SHAPE_BYTES: Final = 256 * 1024
+"""Of a request: of a larger one the shape is told from the latest ``MOST_MESSAGES``."""
+MOST_MESSAGES: Final = 64
 _QUESTION_BYTES: Final = 8
 
 Name = tuple[str | None, str]
@@ -156,9 +159,15 @@ def _shape(call: Call | None) -> Shape:
     """The shape of what was sent; a completion's prompt counts as one message."""
     if call is None:
         return shape_of(())
+    messages = call.messages
     if call.endpoint == "completions":
-        return shape_of(({"role": "user", "content": call.body.get("prompt")},))
-    return shape_of(call.messages)
+        prompt = call.body.get("prompt")
+        # Token ids hold no text, and looking for it in a million of them holds up the loop.
+        messages = [{"role": "user", "content": prompt if isinstance(prompt, str) else None}]
+    if call.size_bytes <= MOST_SHAPE_BYTES:
+        return shape_of(messages)
+    latest = [one for one in messages[-MOST_MESSAGES:] if isinstance(one.get("content"), str)]
+    return replace(shape_of(latest), messages=len(messages))
 
 
 def _question(visit: Visit, plan: Plan) -> bytes | None:
@@ -169,6 +178,8 @@ def _question(visit: Visit, plan: Plan) -> bytes | None:
     if plan.enabled:
         return plan.fingerprint[:_QUESTION_BYTES]
     if visit.call is None:
+        return None
+    if visit.call.size_bytes > MOST_SHAPE_BYTES:
         return None
     body = {key: value for key, value in visit.call.body.items() if key not in NOT_IN_THE_ANSWER}
     try:

@@ -11,7 +11,7 @@ Nothing outside the standard library is imported.
 Read in this order:
 
 1. ``call``       the model request as data, and its canonical form;
-                  ``numbers``  JSON numbers that Python's own types cannot hold
+                  ``json_text``  JSON text in short steps;  ``numbers``  JSON numbers that Python's own types cannot hold
 2. ``keys``       who asks (Principal), who shares (Scope), and the keys made of them
 3. ``rules``      the operator's wishes
 4. ``directive``  the client's wishes: ``kv_cache``, ``X-Cache-*``, ``Cache-Control``

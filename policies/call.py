@@ -1,11 +1,11 @@
 """The model request as data, and the canonical form that says when two requests are the same."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from policies.numbers import MARK, ExactNumber, canonical_text, marked, unmarked
+from policies.json_text import encode, pieces
+from policies.numbers import MARK, ExactNumber, canonical_text, unmarked
 
 Endpoint = Literal["chat", "completions", "embeddings", "responses"]
 
@@ -18,6 +18,9 @@ DEFAULT_MODEL: Final = (
     "default"  # the first one served; where any name is served, the backend's own
 )
 MAX_DEPTH: Final = 128  # JSON levels; beyond it serialisers down the line give up
+
+ONE_CALL_BYTES: Final = 64 * 1024  # a larger body's canonical form is made in short steps
+MAX_INPUTS: Final = 2048  # of one embeddings request, as OpenAI has it
 
 _INPUT_FIELD: Final[dict[Endpoint, str]] = {"completions": "prompt", "embeddings": "input"}
 
@@ -42,6 +45,7 @@ class Call:
     ``model`` is the name as the client wrote it, or ``DEFAULT_MODEL``. ``body`` is the JSON body
     without ``kv_cache``; unknown fields and the order of fields are kept, so that a backend gets what
     the client sent. ``include_usage`` is true only for a stream that asked for it.
+    ``size_bytes`` is that of the body as it came, 0 when that is not known.
     """
 
     endpoint: Endpoint
@@ -49,6 +53,7 @@ class Call:
     body: Mapping[str, Any]
     stream: bool
     include_usage: bool
+    size_bytes: int = field(default=0, compare=False)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -113,7 +118,9 @@ def parse_call(endpoint: Endpoint, body: object) -> Call:
     elif endpoint == "responses":
         _check_items(body.get("input"))
     else:
-        _check_input(_INPUT_FIELD[endpoint], body.get(_INPUT_FIELD[endpoint]))
+        name = _INPUT_FIELD[endpoint]
+        most = MAX_INPUTS if endpoint == "embeddings" else None
+        _check_input(name, body.get(name), most=most)
     return Call(
         endpoint=endpoint,
         model=model,
@@ -144,6 +151,8 @@ def canonical(call: Call, *, context_aware: bool = True) -> bytes:
         if call.endpoint == "chat":
             body["messages"] = _last_question(body["messages"])
         form.append("last question")
+    if call.size_bytes > ONE_CALL_BYTES:
+        return unmarked("".join(pieces(form, sort_keys=True))).encode("utf-8", "surrogatepass")
     return _written(form).encode("utf-8", "surrogatepass")
 
 
@@ -154,7 +163,7 @@ def verbatim(call: Call, sent: Mapping[str, Any]) -> bytes:
     null, no number written otherwise.
     """
     body = {name: value for name, value in sent.items() if name != "model"}
-    return unmarked(_encode([call.endpoint, body])).encode("utf-8", "surrogatepass")
+    return unmarked(encode([call.endpoint, body])).encode("utf-8", "surrogatepass")
 
 
 def canonical_before(call: Call, form: bytes) -> bytes | None:
@@ -176,13 +185,9 @@ def canonical_before(call: Call, form: bytes) -> bytes | None:
 
 _SAFE_INTEGERS: Final = 2.0**53
 
-_encode = json.JSONEncoder(
-    ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=marked
-).encode
-
 
 def _written(plain: Any) -> str:
-    return unmarked(_encode(plain))
+    return unmarked(encode(plain))
 
 
 def _plain(value: Any, depth: int) -> Any:
@@ -258,7 +263,7 @@ def _check_items(items: object) -> None:
             raise _wrong_type(f"input[{place}]", item, "an object")
 
 
-def _check_input(name: str, value: object) -> None:
+def _check_input(name: str, value: object, *, most: int | None = None) -> None:
     """A string, or a non-empty list of strings, of token ids, or of lists of token ids."""
     if value is None:
         raise _missing(name)
@@ -269,8 +274,16 @@ def _check_input(name: str, value: object) -> None:
     if not value:
         raise RequestError(f"{name} is empty", code="invalid_value", param=name)
     kind = type(value[0])
+    if most is not None and kind is not int and len(value) > most:
+        raise RequestError(
+            f"{name} has {len(value)} items; at most {most} are allowed",
+            code="invalid_value",
+            param=name,
+        )
     if kind not in {str, int, list}:
         raise _wrong_type(f"{name}[0]", value[0], "a string, a token id or a list of token ids")
+    if len(set(map(type, value))) == 1:
+        return
     for place, item in enumerate(value):
         if type(item) is not kind:
             raise _wrong_type(f"{name}[{place}]", item, "of the same type as the items before it")

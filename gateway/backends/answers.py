@@ -7,6 +7,7 @@ with that error.
 
 from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from gateway.backends.dialects import usage_of, with_reuse
 from gateway.chunks import Chunk, Comment, Json, Whole, well_formed
 from gateway.errors import BackendFault
 from gateway.folding import numbered
+from gateway.off_loop import off_loop
 from gateway.responses import ENDS, whole_in
 from gateway.sse import DONE_DATA, Event, Parser
 from policies.call import Call
@@ -87,7 +89,8 @@ async def read(
         for chunk in stream.close(raw if streamed is None else b""):
             yield chunk
     else:
-        whole = understood(name, raw.removeprefix(BOM_UTF8), begun=False)
+        text = raw.removeprefix(BOM_UTF8)
+        whole = await off_loop(len(text), partial(understood, begun=False), name, text)
         progress.see(whole)
         yield Whole(whole)
 

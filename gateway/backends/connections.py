@@ -9,6 +9,7 @@ each of the two the gateway opens a connection for each request for a while, so 
 is not taken for a series of races.
 """
 
+import io
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final
@@ -24,6 +25,8 @@ from policies.outcome import Cause
 NETWORK_ERRORS: Final = (aiohttp.ClientError, OSError, EventTooLarge)
 FRESH_FOR_S: Final = 10.0
 """How long no connection is used again after one broke."""
+
+_ONE_PART_BYTES: Final = 1024 * 1024
 
 _WANTS_FRESH: ContextVar[bool] = ContextVar("wants_fresh", default=False)
 _WAS_USED: ContextVar[bool] = ContextVar("was_used", default=False)
@@ -61,12 +64,15 @@ class Requests:
         self._clock = clock
         self._fresh_until_s: float | None = None
 
-    async def send(self, method: str, url: str, **options: Any) -> aiohttp.ClientResponse:
+    async def send(
+        self, method: str, url: str, *, data: bytes | None = None, **options: Any
+    ) -> aiohttp.ClientResponse:
         """The head of the answer. Raises: what aiohttp raises."""
+        options["allow_redirects"] = False
         if not self._wants_fresh():
             _WAS_USED.set(False)
             try:
-                return await self.session.request(method, url, allow_redirects=False, **options)
+                return await self.session.request(method, url, data=_in_parts(data), **options)
             except aiohttp.ClientConnectorError:
                 raise  # nothing was sent
             except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
@@ -76,7 +82,7 @@ class Requests:
                     raise
         wish = _WANTS_FRESH.set(True)
         try:
-            return await self.session.request(method, url, allow_redirects=False, **options)
+            return await self.session.request(method, url, data=_in_parts(data), **options)
         finally:
             _WANTS_FRESH.reset(wish)
 
@@ -98,3 +104,8 @@ def why_broken(error: BaseException) -> str:
     if isinstance(error, EventTooLarge):
         return "sent an event over the size limit"
     return "broke off the connection"
+
+
+def _in_parts(data: bytes | None) -> bytes | io.BytesIO | None:
+    """A large body as a file, which aiohttp sends in parts: others have their turn in between."""
+    return data if data is None or len(data) <= _ONE_PART_BYTES else io.BytesIO(data)

@@ -39,6 +39,7 @@ from gateway.errors import (
     key_refused,
     to_failed,
 )
+from gateway.off_loop import ABOVE_BYTES, off_loop
 from gateway.trace_context import CURRENT
 from policies.call import Call
 from policies.eviction import Priority
@@ -184,7 +185,7 @@ class OpenAIBackend:
             self._requests.send(
                 "POST",
                 self._locate() + PATHS[call.endpoint],
-                data=_encoded(body),
+                data=await _encoded_call(call, body),
                 headers=self._said(),
                 timeout=self._timeout,
             )
@@ -295,6 +296,13 @@ class OpenAIBackend:
                 code="backend_unreachable",
                 cause=cause_of(error),
             ) from error
+
+
+async def _encoded_call(call: Call, body: Json) -> bytes:
+    if call.size_bytes > ABOVE_BYTES:
+        with suppress(exact_json.JSONEncodeError):  # it says so below
+            return await off_loop(call.size_bytes, exact_json.dumps_in_steps, body)
+    return _encoded(body)
 
 
 def _encoded(body: Json) -> bytes:

@@ -23,6 +23,7 @@ from gateway.errors import BackendFault, GatewayError, from_failed
 from gateway.flights import FlightCancelled, Tasks
 from gateway.folding import Folding
 from gateway.journal import Journal
+from gateway.off_loop import off_loop
 from gateway.outcomes import as_kept, with_opening, with_usage
 from gateway.pipeline import Answer, Boarded, Flown, Kept, Missed, Pipeline, Waits
 from gateway.request_log import Visit
@@ -205,10 +206,12 @@ class Completions:
     async def _understand(self, raw: bytes, said: tuple[Endpoint, Principal, Spoken]) -> Asked:
         """The request as data and its plan. Raises: RequestError, ClientFault."""
         endpoint, principal, spoken = said
-        call, directive = call_in(endpoint, raw, spoken, self._rules.limits)
+        call, directive = await off_loop(
+            len(raw), call_in, endpoint, raw, spoken, self._rules.limits
+        )
         target = self._router.target(call.model, named=call.names_model)
         fit = await self._contexts.fit(call, directive, principal)
-        plan = fit.plan(directive, principal, self._rules, target.model)
+        plan = await off_loop(len(raw), fit.plan, directive, principal, self._rules, target.model)
         size_bytes = len(raw) + sum(len(name) + len(value) for name, value in spoken)
         return Asked(fit.call, plan, target.backend, size_bytes, said)
 

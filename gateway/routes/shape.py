@@ -5,6 +5,7 @@ import itertools
 import random
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -12,6 +13,7 @@ from aiohttp import web
 
 from gateway import exact_json
 from gateway.errors import ClientFault, GatewayError, OurFault, from_request_error
+from gateway.json_weight import MAX_VALUES, WEIGHED_BYTES, values_in
 from gateway.store.base import StoreError
 from policies.call import Call, Endpoint, RequestError, parse_call
 from policies.directive import Directive, parse_directive
@@ -76,7 +78,16 @@ async def body_of(request: web.Request) -> bytes:
 
 
 def json_of(raw: bytes) -> Any:
-    """``raw`` as JSON. Raises: ClientFault 400 ``invalid_json`` with the place of the error."""
+    """``raw`` as JSON.
+
+    Raises: ClientFault 400 ``invalid_json`` with the place of the error, ``too_many_values``.
+    """
+    if len(raw) > WEIGHED_BYTES and values_in(raw) > MAX_VALUES:
+        raise ClientFault(
+            f"The request body holds more than {MAX_VALUES} values, where a list or an object counts "
+            "as two and a named member as four.",
+            code="too_many_values",
+        )
     try:
         return exact_json.loads(raw)
     except exact_json.JSONDecodeError as error:
@@ -104,7 +115,7 @@ def call_in(
 ) -> tuple[Call, Directive]:
     """What a request wants. Raises: RequestError, ClientFault 400 ``invalid_json``."""
     body = json_of(raw)
-    call = parse_call(endpoint, body)
+    call = replace(parse_call(endpoint, body), size_bytes=len(raw))
     wish, key = body.get("kv_cache"), body.get("prompt_cache_key")
     return call, parse_directive(wish, spoken, limits=limits, prompt_cache_key=key)
 

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from policies.call import (
     DEFAULT_MODEL,
     MAX_DEPTH,
+    MAX_INPUTS,
     NOT_IN_THE_ANSWER,
+    ONE_CALL_BYTES,
     Endpoint,
     RequestError,
     canonical,
@@ -317,3 +320,22 @@ def test_numbers_beyond_a_double_are_told_apart_and_equal_ones_are_not() -> None
 
 def test_a_number_beyond_64_bits_is_a_number_to_a_message() -> None:
     assert json_type(ExactNumber("1e400")) == "a number"
+
+
+@pytest.mark.parametrize("one", ["text", [1, 2]])
+def test_an_embeddings_request_has_at_most_2048_inputs(one: Any) -> None:
+    parse_call("embeddings", {"model": "m", "input": [one] * MAX_INPUTS})
+    with pytest.raises(RequestError) as caught:
+        parse_call("embeddings", {"model": "m", "input": [one] * (MAX_INPUTS + 1)})
+    assert (caught.value.status, caught.value.param) == (400, "input")
+    assert "2048" in caught.value.message
+
+
+def test_token_ids_of_one_input_and_prompts_are_not_counted_as_inputs() -> None:
+    parse_call("embeddings", {"model": "m", "input": [7] * (MAX_INPUTS + 1)})
+    parse_call("completions", {"model": "m", "prompt": ["a"] * (MAX_INPUTS + 1)})
+
+
+def test_a_large_body_has_the_canonical_form_of_a_small_one() -> None:
+    call = call_of("?", x=[1.0, {"b": 2, "a": ExactNumber("1e400")}, "😀"])
+    assert canonical(replace(call, size_bytes=ONE_CALL_BYTES + 1)) == canonical(call)
