@@ -112,6 +112,10 @@ def check(
     file: Annotated[
         Path | None, typer.Argument(envvar="KVGATE_CONFIG", help="A config.yaml.")
     ] = None,
+    *,
+    connect: Annotated[
+        bool, typer.Option("--connect", help="Also ask each backend for its models, with its key.")
+    ] = False,
 ) -> None:
     """Check a configuration, with the KVGATE_* environment over it, without starting anything."""
     from gateway.config_file import located
@@ -120,6 +124,10 @@ def check(
     for warning in loaded.warnings:
         typer.echo(f"warning: {located(warning, file)}", err=True)
     typer.echo(f"{file or 'the defaults and the environment'}: ok")
+    if connect:
+        from gateway.cli_connect import connect as ask_backends
+
+        raise typer.Exit(0 if ask_backends(loaded) else 1)
 
 
 @model_app.command("fetch")
