@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from gateway.backends.base import Backend
 from gateway.backends.group import Group, Strategy
+from gateway.backends.held import Held
 from gateway.errors import ClientFault
 from policies.call import DEFAULT_MODEL
 
@@ -74,6 +75,7 @@ class Router:
         self._any = self._by_model.pop(ANY_MODEL, None)
         self._first = next(iter(self._by_model), None)
         self._listed: dict[str, str] = {}
+        self.held = Held()
 
     def forget(self, name: str) -> None:
         """The backend has lost its KV cache: it was restarted."""
@@ -124,6 +126,11 @@ class Router:
             status=404,
             param="model",
         )
+
+    def holders(self, thing: str) -> Sequence[Backend]:
+        """The backend that holds ``thing``, an id, or all where that is not known."""
+        name = self.held.holder([thing])
+        return [one for one in self.backends if one.name == name] or self.backends
 
     def models(self) -> Mapping[str, Backend]:
         """The model names served by name, in the operator's order, and who computes each."""

@@ -3,12 +3,13 @@
 Told behind the caller's back, and lost where it cannot be told: then a prefix is computed twice.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 from gateway.backends.group import Group, Sent
+from gateway.backends.held import Held
 from gateway.flights import Tasks
 from gateway.router import Router
 from gateway.store.base import StoreError
@@ -23,7 +24,8 @@ def share(router: Router, news: News, tasks: Tasks) -> None:
     for group in groups.values():
         group.told = partial(_tell, group, news, tasks)
     if groups:
-        news.listen(_TOPIC, partial(_hear, groups))
+        router.held.told = partial(_tell_held, news, tasks)
+        news.listen(_TOPIC, partial(_hear, groups, router.held))
 
 
 def _tell(group: Group, news: News, tasks: Tasks, sent: Sent) -> None:
@@ -38,12 +40,19 @@ def _tell(group: Group, news: News, tasks: Tasks, sent: Sent) -> None:
     tasks.start(_told(news, message), name="routing told")
 
 
+def _tell_held(news: News, tasks: Tasks, ids: Sequence[str], name: str) -> None:
+    tasks.start(_told(news, {"ids": list(ids), "name": name}), name="holder told")
+
+
 async def _told(news: News, message: Mapping[str, Any]) -> None:
     with suppress(StoreError):
         await news.tell(_TOPIC, message)
 
 
-async def _hear(groups: Mapping[str, Group], message: Mapping[str, Any]) -> None:
+async def _hear(groups: Mapping[str, Group], held: Held, message: Mapping[str, Any]) -> None:
+    if (ids := message.get("ids")) is not None:
+        held.hear(ids, message["name"])
+        return
     key = message["key"]
     sent = Sent(message["name"], message["chain"], bytes.fromhex(key) if key else None)
     groups[message["group"]].hear(sent)

@@ -17,7 +17,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gateway.backends.base import (
@@ -31,6 +31,7 @@ from gateway.backends.base import (
 )
 from gateway.backends.group import Group
 from gateway.backends.health import Health
+from gateway.backends.held import Held, does_not_know, ids_in, is_kept, named_in
 from gateway.chunks import Chunk, Comment, Opening, Piece, Whole
 from gateway.router import Router, Served, Target
 from policies.call import Call
@@ -90,6 +91,7 @@ class Manner:
     draw: Callable[[], float]
     retries: int = 2
     retry_budget: float = 0.2
+    held: Held = field(default_factory=Held)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
@@ -151,7 +153,8 @@ class Retrying:
     def _models(self, call: Call, plan: Plan) -> Iterator[tuple[Target, str | None]]:
         yield Target(self._backend, plan.model), None
         # Warming computes to store, and that would not be; vectors of two models cannot be compared.
-        if plan.lane != "warm" and call.endpoint != "embeddings":
+        # What a response goes on from lies at one backend, and no fallback has it.
+        if plan.lane != "warm" and call.endpoint != "embeddings" and not named_in(call):
             for target in self._others():
                 yield target, target.model
 
@@ -159,14 +162,24 @@ class Retrying:
         self, backend: Backend, call: Call, plan: Plan
     ) -> AsyncGenerator[Piece, None]:
         """Ask the backends of one model until one begins to answer; else the last failure alone."""
-        candidates = backend.candidates(call, plan) if isinstance(backend, Group) else [backend]
+        candidates: Sequence[Computes] = [backend]
+        if isinstance(backend, Group):
+            candidates = backend.candidates(call, plan)
+        ids = named_in(call)
+        holder = self._manner.held.holder(ids)
+        if holder is not None:
+            candidates = [one for one in candidates if one.name == holder] or candidates
         waiting = deque(_Try(candidate) for candidate in candidates)
         failure: Failed | None = None
+        missed: Failed | None = None  # by a backend that may know the ids
         tries_left = self._manner.retries
         while waiting:
             one = waiting.popleft()
-            costs = failure is not None and (one.asked > 0 or failure.cause not in COSTS_NOTHING)
+            costs = failure is not None and (
+                one.asked > 0 or not (failure.cause in COSTS_NOTHING or does_not_know(failure))
+            )
             if not self._manner.health.enter(one.candidate.name):
+                missed = missed or self._all_down([one.candidate.name])
                 continue
             if costs and not (tries_left and self._budget.spend()):
                 self._manner.health.left(one.candidate.name)
@@ -186,9 +199,14 @@ class Retrying:
             if begun:
                 return
             assert failure is not None  # an accepted call ends in an ending
+            if ids and holder is None and does_not_know(failure):
+                continue  # it is not known who holds it: perhaps the next
             if failure.fault != "backend":
                 break
+            missed = failure
             self._again(waiting, one, failure, plan.lane)
+        if ids and missed is not None and failure is not None and does_not_know(failure):
+            failure = missed
         yield failure or self._all_down([one.name for one in candidates])
 
     async def _wait(self, one: _Try) -> None:
@@ -212,6 +230,7 @@ class Retrying:
         """One backend's pieces, its opening with the first of them; what it did is noted."""
         candidate, health, clock = one.candidate, self._manner.health, self._manner.clock
         name = candidate.name
+        keeps = is_kept(call)
         began_s, opening, said = clock(), None, False
         try:
             async with aclosing(candidate.run(call, plan)) as pieces:
@@ -232,6 +251,9 @@ class Retrying:
                             opening = None
                         case _:
                             pass
+                    if keeps and (ids := ids_in(piece)):
+                        self._manner.held.note([*ids, *named_in(call)], name)
+                        keeps = False
                     if not said and not isinstance(piece, Chunk | Whole):
                         said = True
                         health.succeeded(name)
@@ -305,6 +327,8 @@ class Retrying:
         for target, _ in self._models(call, plan):
             backend = target.backend
             names = backend.foreseen(call, plan) if isinstance(backend, Group) else [backend.name]
+            holder = self._manner.held.holder(named_in(call))
+            names = [name for name in names if name == holder] or names
             state = self._manner.health.state
             places += [Place(name, target.model, state(name)) for name in names]
         return places
@@ -329,6 +353,7 @@ class RetryingRouter(Router):
         self._manner = manner
         self._fallbacks = fallbacks
         self._wrapped: dict[tuple[Backend, Sequence[str]], Retrying] = {}
+        self.held = manner.held
         for names in self.groups:
             manner.health.together(names)
 

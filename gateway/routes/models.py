@@ -1,6 +1,6 @@
 """``/v1/models``: what can be asked for; and requests that are no model call, passed on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
@@ -8,12 +8,13 @@ from aiohttp import web
 
 from gateway import exact_json
 from gateway.auth import Authenticator
-from gateway.backends.base import Backend
-from gateway.errors import KEY_REFUSED, ClientFault, GatewayError, key_refused
+from gateway.backends.base import Backend, Forwarded
+from gateway.errors import KEY_REFUSED, BackendFault, ClientFault, GatewayError, key_refused
 from gateway.router import Router, unknown_model
 from gateway.routes.shape import body_of, json_response, object_of
 
 OWNER: Final = "kvgate"
+_HAS_NO_SUCH_THING: Final = frozenset({404, 405})
 FORWARDED: Final = (
     ("GET", "chat/completions/{id}"),
     ("POST", "chat/completions/{id}"),
@@ -80,23 +81,49 @@ class Models:
         principal = self._authenticator.principal(request.headers)
         if not principal.admin:
             raise ClientFault("This route is for admin keys only.", code="admin_only", status=403)
-        backend = self._router.catch_all
-        if backend is None:
+        thing = request.match_info.get("id")
+        catch_all = self._router.catch_all
+        if thing is not None:
+            backends = self._router.holders(thing)
+        elif catch_all is not None:
+            backends = [catch_all]
+        else:
             raise ClientFault("No backend here serves this route.", code="not_found", status=404)
         query = request.rel_url.raw_query_string
-        path = request.rel_url.raw_path.removeprefix("/v1") + (f"?{query}" if query else "")
-        return await self._pass_on(request, backend, path)
-
-    async def _pass_on(
-        self, request: web.Request, backend: Backend, path: str
-    ) -> web.StreamResponse:
-        if {".", "..", ""} & set(unquote(path.partition("?")[0]).split("/")[1:]):
+        path = request.rel_url.raw_path.removeprefix("/v1")
+        if {".", "..", ""} & set(unquote(path).split("/")[1:]):
             raise ClientFault("No such route.", code="unknown_url", status=404)
         raw = _without_ours(await body_of(request))
-        answer = await backend.forward(request.method, path, raw)
-        if answer.status in KEY_REFUSED:
-            raise key_refused(backend.name, answer.status, answer.body)
+        answer = await self._first_that_knows(
+            backends, thing, request.method, path + (f"?{query}" if query else ""), raw
+        )
         return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+
+    async def _first_that_knows(
+        self, backends: Sequence[Backend], thing: str | None, method: str, path_qs: str, raw: bytes
+    ) -> Forwarded:
+        """The answer of the first backend that has the thing. Raises: BackendFault.
+
+        That none has it is certain only when all could be asked.
+        """
+        missed: BackendFault | None = None
+        answer: Forwarded | None = None
+        for backend in backends:
+            try:
+                answer = await backend.forward(method, path_qs, raw)
+            except BackendFault as fault:
+                missed = missed or fault
+                continue
+            if answer.status in KEY_REFUSED:
+                missed = missed or key_refused(backend.name, answer.status, answer.body)
+            elif answer.status not in _HAS_NO_SUCH_THING:
+                if thing is not None and answer.status < 300:
+                    self._router.held.note([thing], backend.name)
+                return answer
+        if missed is not None:
+            raise missed
+        assert answer is not None  # there is a backend, and it answered
+        return answer
 
     def _name_of(self, alias: str) -> str | None:
         try:

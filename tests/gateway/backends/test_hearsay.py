@@ -6,6 +6,7 @@ from typing import Any
 
 from gateway.backends.group import Group
 from gateway.backends.hearsay import share
+from gateway.backends.held import Held
 from gateway.flights import Tasks
 from gateway.router import Router, Served
 from gateway.store.base import StoreError
@@ -43,11 +44,13 @@ class Workers:
     def __init__(self) -> None:
         self.air, self.tasks = Air(), Tasks()
         self.groups: list[Group] = []
+        self.held: list[Held] = []
         for _ in range(2):
             backends = [Served(ScriptedBackend(name=name), ["m"]) for name in "ab"]
             router = Router(backends, {})
             share(router, self.air, self.tasks)
             self.groups += router.groups.values()
+            self.held.append(router.held)
 
     async def ask(self, text: str, kv_cache: Any = None) -> str:
         """Ask the first worker; who computed it."""
@@ -94,3 +97,12 @@ def test_without_groups_nobody_listens() -> None:
     air = Air()
     share(Router([Served(ScriptedBackend(), ["m"])], {}), air, Tasks())
     assert air.listeners == []
+
+
+async def test_what_a_backend_holds_the_other_worker_knows() -> None:
+    workers = Workers()
+    here, there = workers.held
+    here.note(["resp_1"], "b")
+    await asyncio.gather(*workers.tasks._running)
+    assert there.holder(["resp_1"]) == "b"
+    assert workers.air.told == 1

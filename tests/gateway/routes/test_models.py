@@ -175,8 +175,11 @@ async def test_what_is_passed_on_arrives_as_it_came_but_for_our_words(path: str)
 
 async def test_where_no_backend_could_have_them_there_are_none() -> None:
     async with serving() as service:
-        answer = await service.send("GET", "/v1/chat/completions/c-1")
+        answer = await service.send("POST", "/v1/responses/compact", {"model": "m"})
         assert (answer.status, answer.error["code"]) == (404, "not_found")
+        service.upstream.otherwise = lambda _: error_reply(404, "none of mine")
+        answer = await service.send("GET", "/v1/chat/completions/c-1")
+        assert (answer.status, answer.error["message"]) == (404, "none of mine")
 
 
 async def test_an_error_of_the_backend_is_passed_on_but_not_about_the_operators_key() -> None:
