@@ -53,6 +53,7 @@ _IN_PIECES: Final = frozenset({
     "content", "text", "reasoning", "reasoning_content", "thinking", "summary",
     "reasoning_details", "thinking_blocks", "executed_tools",
 })  # fmt: skip
+_APART: Final = frozenset({"choices", "usage"}) | NOT_REPLAYED
 _GO_ON: Final = frozenset({"token_ids"})
 _HALVES: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
@@ -84,17 +85,17 @@ _IN_DELTA: Final[Mapping[str, _Rule]] = {
 def index_of(piece: Mapping[str, Any]) -> int | None:
     """The index that a choice or a piece has, which some servers send as text; None without one."""
     index = piece.get("index")
+    if type(index) is int and index >= 0:
+        return index
     if isinstance(index, str) and index.isascii() and index.isdecimal() and len(index) < 10:
         return int(index)
-    if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-        return None
-    return index
+    return None
 
 
 def numbered(choices: Iterable[Json] | None) -> Iterator[tuple[int, Json]]:
     """The choices of one chunk with their index, which is their place where they have none."""
     for place, choice in enumerate(choices or ()):
-        index = index_of(choice)
+        index = index_of(choice) if "index" in choice else None
         yield place if index is None else index, choice
 
 
@@ -130,17 +131,20 @@ class Folding:
             if isinstance(delta := data.get("delta"), str):
                 self._count(len(delta))
             return
+        body = self._body
         for name, value in data.items():
-            if name not in {"choices", "usage"} and name not in NOT_REPLAYED:
-                self.merge(self._body, name, value, _PLAIN)
+            if name not in _APART and value != body.get(name, _APART):  # most say it again
+                self.merge(body, name, value, _PLAIN)
         if (usage := data.get("usage")) is not None:
             self.merge(self._body, "usage", usage, _TOP["usage"])
         for index, piece in numbered(data.get("choices")):
             choice = self._choices.get(index)
             if choice is None:
                 choice = self._choices[index] = _Choice(self, index)
-            choice.add(piece)
-        self._count(0)
+            more = choice.add(piece)  # which counts, too
+            self._size += more
+        if self._limit is not None:
+            self._count(0)
 
     def _count(self, more: int) -> None:
         self._size += more
@@ -345,31 +349,42 @@ class _Choice:
         self._body = _Object(index=index, finish_reason=None)
         self._told: Json = {}
 
-    def add(self, piece: Json) -> None:
+    def add(self, piece: Json) -> int:
+        """Take a piece; how much text it added to that which was there."""
+        size = 0
         for name, value in piece.items():
             if name == "delta":
-                message = self._body.setdefault("message", _Object())
+                message = self._body.get("message")
+                if message is None:
+                    message = self._body["message"] = _Object()
                 if value:
-                    self._add_delta(message, value)
+                    size += self._add_delta(message, value)
             elif name == "message":  # the whole so far, which some servers send beside the deltas
                 self._told = value or self._told
             elif name == "finish_reason":
-                have = self._body.get(name)
-                if not have or (value and is_end(have)):  # a bad end stays one
-                    self._body[name] = value or have
-            elif name != "index":
+                have = self._body[name]
+                if value and (not have or is_end(have)):  # a bad end stays one
+                    self._body[name] = value
+            elif name != "index" and (value is not None or name not in self._body):
                 rule = _CHOICE.get(name, _CHOICE_TEXT if isinstance(value, str) else _PLAIN)
                 self._folding.merge(self._body, name, value, rule)
+        return size
 
-    def _add_delta(self, message: _Object, delta: Json) -> None:
+    def _add_delta(self, message: _Object, delta: Json) -> int:
+        size = 0
         for name, value in delta.items():
-            if name == "tool_calls" and value:
+            have = message.get(name)
+            if isinstance(have, _Text) and isinstance(value, str):  # most of what ever comes
+                have.append(value)
+                size += len(value)
+            elif name == "tool_calls" and value:
                 calls = message.get(name)
                 if not isinstance(calls, _Pieces):
                     calls = message[name] = _Pieces(self._folding, _DELTA, calls=True)
                 calls.add(value)
             else:
                 self._folding.merge(message, name, value, _DELTA)
+        return size
 
     def folded(self) -> Json:
         body: Json = _done(self._body)

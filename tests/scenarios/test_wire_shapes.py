@@ -14,7 +14,14 @@ import pytest
 import yaml
 
 from gateway.chunks import Chunk, fold
-from tests.kit.scripted_upstream import DONE, Reply, ScriptedUpstream, event, stream_reply
+from tests.kit.scripted_upstream import (
+    DONE,
+    Reply,
+    ScriptedUpstream,
+    event,
+    json_reply,
+    stream_reply,
+)
 from tests.kit.service import Answer, Service, serving
 
 TABLES = Path(__file__).parent / "wire_shapes"
@@ -161,6 +168,25 @@ async def test_a_text_stream_is_the_same_answer_plain_streamed_stored_and_replay
     shape: Shape, first: Literal["plain", "streamed"]
 ) -> None:
     await check(TEXT, shape, first)
+
+
+@pytest.mark.parametrize("shape", shapes("plain_answers.yaml"))
+async def test_a_plain_answer_is_the_same_stored_and_replayed_in_both_forms(shape: Shape) -> None:
+    choices = [{"index": 0, **choice} for choice in shape.steps]
+    head = {"id": "c1", "object": "chat.completion", "created": 1, "model": "m"}
+    body = {**head, "choices": choices, "usage": USAGE, "x_top": {"a": [1, None]}}
+    upstream = ScriptedUpstream()
+    upstream.otherwise = lambda _: json_reply(body)
+    async with serving(upstream=upstream) as service:
+        computed = await CHAT.ask(service, stream=False, about=shape.name)
+        plain = await CHAT.ask(service, stream=False, about=shape.name)
+        streamed = await CHAT.ask(service, stream=True, about=shape.name)
+        assert (plain.headers["X-Cache-Level"] == "response") is shape.stored
+        assert ("stored" in computed.headers["Cache-Status"]) is shape.stored
+        for found in (computed.body, plain.body, folded(streamed)):
+            fits(shape, found)
+            assert content_of(found) == content_of(body)
+        assert upstream.calls == (1 if shape.stored else 3)
 
 
 @pytest.mark.parametrize("stream", [True, False])
