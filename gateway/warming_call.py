@@ -108,10 +108,10 @@ class Warming:
 
     def _read_item(self, item: Item) -> tuple[Call, Directive]:
         directive = parse_directive(
-            item.body.get("kv_cache"),
+            item.own.get("kv_cache"),
             (),
             limits=self._rules.limits,
-            prompt_cache_key=item.body.get("prompt_cache_key"),
+            prompt_cache_key=item.own.get("prompt_cache_key"),
         )
         return parse_call("chat", item.body), directive
 
@@ -121,7 +121,8 @@ class Warming:
         Raises: RequestError naming the field.
         """
         try:
-            decide(*self._read_item(item), principal, self._rules)
+            # The base was checked with the pattern, and is the same for each of its questions.
+            decide(*self._read_item(replace(item, base=())), principal, self._rules)
         except RequestError as error:
             where = f"{item.where}.{error.param}" if error.param else item.where
             raise RequestError(

@@ -1,8 +1,9 @@
 """A warm job as data: what was asked, how far it is, and both as JSON for records and clients."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from operator import attrgetter
 from typing import Any, Final, Literal
 
 from gateway import exact_json
@@ -14,6 +15,7 @@ Status = Literal["running", "done", "cancelled"]
 ENDED: Final = frozenset({"done", "cancelled"})
 SHOWN_CHARACTERS: Final = 120
 
+_MEMBERS: Final = attrgetter(*(member.name for member in fields(Warmed)))
 Place = Literal["pending", "running"] | Warmed
 """Of one question: where it stands, or what became of it."""
 
@@ -69,13 +71,20 @@ class Job:
         return {**self.summary(), "items": [_shown(item, place) for item, place in pairs]}
 
     def wish(self) -> bytes:
-        """What was asked, for the record; it never changes."""
+        """What was asked, for the record; it never changes. Each base is in it once."""
+        bases: dict[int, tuple[int, Sequence[Any]]] = {}
+        for item in self.items:
+            bases.setdefault(id(item.base), (len(bases), item.base))
         return exact_json.dumps(
             {
                 "id": self.id,
                 "principal": asdict(self.principal),
                 "created_at": self.created_at,
-                "items": [[item.pattern, item.where, item.body] for item in self.items],
+                "bases": [base for _, base in bases.values()],
+                "items": [
+                    [item.pattern, item.where, item.own, bases[id(item.base)][0]]
+                    for item in self.items
+                ],
             }
         )
 
@@ -85,7 +94,7 @@ class Job:
             {
                 "status": self.status,
                 "finished_at": self.finished_at,
-                "places": [p if isinstance(p, str) else astuple(p) for p in self.places],
+                "places": [p if isinstance(p, str) else _MEMBERS(p) for p in self.places],
             }
         )
 
@@ -102,13 +111,20 @@ def read_job(wish: bytes, state: bytes | None) -> Job | None:
             id=said["id"],
             principal=Principal(**said["principal"]),
             created_at=said["created_at"],
-            items=tuple(Item(*item) for item in said["items"]),
+            items=tuple(_read_items(said)),
         )
         if state is not None:
             _take_state(job, exact_json.loads(state))
-    except (exact_json.JSONDecodeError, KeyError, TypeError, ValueError):
+    except (exact_json.JSONDecodeError, IndexError, KeyError, TypeError, ValueError):
         return None
     return job
+
+
+def _read_items(said: Any) -> Iterator[Item]:
+    """The questions; each had its whole request before 0.2, and no number of a base."""
+    bases = said.get("bases", ())
+    for pattern, where, own, *base in said["items"]:
+        yield Item(pattern, where, own, bases[base[0]] if base else ())
 
 
 def _take_state(job: Job, said: Any) -> None:
@@ -135,5 +151,5 @@ def _shown(item: Item, place: Place) -> dict[str, Any]:
 
 def _question(item: Item) -> str | None:
     """The beginning of its last message, for people."""
-    content = item.body["messages"][-1].get("content")
+    content = item.own["messages"][-1].get("content")
     return content[:SHOWN_CHARACTERS] if isinstance(content, str) else None

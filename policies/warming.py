@@ -10,7 +10,7 @@ without an id. ``kv_cache`` takes every directive of an ordinary call.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +19,8 @@ from policies.directive import parse_directive
 from policies.rules import Limits
 
 MAX_ITEMS: Final = 10_000
+MAX_MESSAGES: Final = 100_000
+"""Of all questions of a job, those of their bases counted each time."""
 MAX_ID: Final = 128
 QUESTIONS: Final = "questions"
 """The id of a pattern that is a bare list."""
@@ -37,14 +39,23 @@ _MESSAGE: Final = re.compile(r"messages\[(\d+)\](.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question. ``body`` is a client's chat request, ``kv_cache`` included.
+    """One question: a client's chat request, ``kv_cache`` included.
 
-    ``where`` is its place in what was sent: ``patterns[0].variations[2]``.
+    ``own`` is the request without the base messages of its pattern. ``base`` holds those, once for all
+    questions of the pattern. ``where`` is its place in what was sent: ``patterns[0].variations[2]``.
     """
 
     pattern: str
     where: str
-    body: Mapping[str, Any]
+    own: Mapping[str, Any]
+    base: Sequence[Any] = ()
+
+    @property
+    def body(self) -> Mapping[str, Any]:
+        """The whole request, made anew each time."""
+        if not self.base:
+            return self.own
+        return {**self.own, "messages": [*self.base, *self.own["messages"]]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,7 @@ def parse_wish(
         case _:
             _only(wish, (_PATTERN - {"variations"}) | {QUESTIONS}, "")
             found = pattern_items({"id": QUESTIONS, **wish}, "", limits=limits, list_=QUESTIONS)
+    _check_messages(sum(len(item.base) + 1 for item in found), named[0])
     if len(found) > MAX_ITEMS:
         raise RequestError(
             f"{len(found)} questions are too many for one job; at most {MAX_ITEMS}",
@@ -123,14 +135,26 @@ def pattern_items(
     variations = _list(pattern.get(list_), places)
     if not variations:
         raise RequestError(f"{places} is empty", code="invalid_value", param=places)
-    return tuple(
-        Item(
-            name,
-            f"{places}[{number}]",
-            _body(variation, f"{places}[{number}]", base, wishes, limits),
+    _check_messages(len(variations) * (len(base.messages) + 1), places)
+    items = []
+    for number, variation in enumerate(variations):
+        at = f"{places}[{number}]"
+        own = _own(variation, at, wishes, limits)
+        # The base is the same for all: the first question shows whether it is one.
+        _check_call(own, _Base(base.where, base.messages if number == 0 else []), at)
+        items.append(Item(name, at, own, base.messages))
+    return tuple(items)
+
+
+def _check_messages(count: int, where: str) -> None:
+    """Each question is asked with its whole base, so both count."""
+    if count > MAX_MESSAGES:
+        raise RequestError(
+            f"{where} makes {count} messages, the base counted for each question; at most "
+            f"{MAX_MESSAGES} for one job",
+            code="invalid_value",
+            param=where,
         )
-        for number, variation in enumerate(variations)
-    )
 
 
 def _known(name: object, configured: Mapping[str, tuple[Item, ...]]) -> tuple[Item, ...]:
@@ -167,9 +191,7 @@ def _patterns(patterns: object, limits: Limits) -> tuple[Item, ...]:
     return tuple(item for items in found for item in items)
 
 
-def _body(
-    variation: object, where: str, base: _Base, wishes: _Wishes, limits: Limits
-) -> Mapping[str, Any]:
+def _own(variation: object, where: str, wishes: _Wishes, limits: Limits) -> Mapping[str, Any]:
     own = _Wishes(None, {}, {})
     match variation:
         case str():
@@ -184,18 +206,21 @@ def _body(
             last = variation
         case _:
             raise _wrong_type(where, variation, "a string, a message or an object with a question")
-    body = {
+    return {
         **wishes.params,
         **own.params,
         "model": own.model or wishes.model or MODEL,
-        "messages": [*base.messages, last],
+        "messages": [last],
+        "kv_cache": {**wishes.kv_cache, **own.kv_cache, "enabled": True, "preload": True},
     }
+
+
+def _check_call(own: Mapping[str, Any], base: _Base, where: str) -> None:
+    body = {**own, "messages": [*base.messages, *own["messages"]]}
     try:
         parse_call("chat", body)
     except RequestError as error:
         raise _moved(error, base, where) from None
-    kv_cache = {**wishes.kv_cache, **own.kv_cache, "enabled": True, "preload": True}
-    return {**body, "kv_cache": kv_cache}
 
 
 def _moved(error: RequestError, base: _Base, where: str) -> RequestError:

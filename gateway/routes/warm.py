@@ -14,6 +14,7 @@ from aiohttp import web
 from gateway import sse
 from gateway.auth import Authenticator
 from gateway.errors import ClientFault
+from gateway.off_loop import off_loop
 from gateway.routes.cache import tenant_asked_for
 from gateway.routes.shape import as_gateway_error, body_of, json_response, object_of, request_id_of
 from gateway.warming import WarmJobs
@@ -42,10 +43,13 @@ class Warm:
     async def submit(self, request: web.Request) -> web.Response:
         """Take a job: 202. Raises: RequestError or ClientFault 400 naming the field."""
         principal = self._view(request)
-        wish = object_of(await body_of(request))
-        items = parse_wish(wish, self._patterns, limits=self._limits)
+        raw = await body_of(request)
+        items = await off_loop(len(raw), self._items_in, raw)
         job = await self._jobs.submit(principal, items)
         return json_response(job.shown(), status=202, Location=f"/v1/cache/warm/{job.id}")
+
+    def _items_in(self, raw: bytes) -> tuple[Item, ...]:
+        return parse_wish(object_of(raw), self._patterns, limits=self._limits)
 
     async def list(self, request: web.Request) -> web.Response:
         """The jobs that this key may see, the latest first."""

@@ -1,11 +1,14 @@
 """A job as data: what clients and records see of it."""
 
+import json
+
 import orjson
 import pytest
 
 from gateway.warming_call import Warmed
 from gateway.warming_job import Job, read_job
 from policies.keys import Principal
+from policies.warming import Item
 from tests.kit.kitchen import items
 
 WHO = Principal("acme", user="alice", trusted=True)
@@ -81,3 +84,27 @@ def test_records_give_back_what_was_written() -> None:
 )
 def test_what_this_version_did_not_write_is_no_job(wish: bytes, state: bytes | None) -> None:
     assert read_job(wish, state) is None
+
+
+def test_a_record_holds_the_base_once_and_gives_it_back() -> None:
+    base = [{"role": "system", "content": "x" * 1000}]
+    last = {"messages": [{"role": "user", "content": "?"}]}
+    items = [Item("p", f"variations[{number}]", last, base) for number in range(100)]
+    job = Job("warm-1", Principal("a"), 1.0, items)
+    assert len(job.wish()) < 20_000
+    found = read_job(job.wish(), job.state())
+    assert found is not None
+    assert found.items == tuple(items)
+    assert found.items[0].base is found.items[99].base
+
+
+def test_a_record_of_an_older_version_is_still_read() -> None:
+    old = {
+        "id": "warm-1",
+        "principal": {"tenant": "a"},
+        "created_at": 1.0,
+        "items": [["p", "w", {"messages": [{"role": "user", "content": "?"}]}]],
+    }
+    found = read_job(json.dumps(old).encode(), None)
+    assert found is not None
+    assert found.items[0].body == {"messages": [{"role": "user", "content": "?"}]}

@@ -8,7 +8,7 @@ from policies.call import RequestError, parse_call
 from policies.directive import parse_directive
 from policies.plan import decide
 from policies.rules import Limits, default_rules
-from policies.warming import MAX_ITEMS, Item, parse_wish, pattern_items
+from policies.warming import MAX_ITEMS, MAX_MESSAGES, Item, parse_wish, pattern_items
 from tests.policies.making import OPEN
 
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
@@ -184,3 +184,41 @@ def test_what_is_wrong_is_named(wish: dict[str, Any], param: str | None) -> None
 
 def test_a_member_that_is_unknown_is_shortened_in_the_answer() -> None:
     assert refused({"questions": ["?"], "x" * 1000: 1}).param == "x" * 64
+
+
+def test_the_base_is_held_once_for_all_questions_of_a_pattern() -> None:
+    base = [SYSTEM] * 50
+    items = parsed({"patterns": [{"id": "p", "base_messages": base, "variations": ["a", "b"]}]})
+    assert items[0].base is items[1].base
+    assert [item.own["messages"] for item in items] == [
+        [{"role": "user", "content": text}] for text in "ab"
+    ]
+    assert items[1].body["messages"] == [*base, {"role": "user", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("wish", "param"),
+    [
+        ({"patterns": [{"id": "p", "base_messages": [SYSTEM] * 400, "variations": ["a"] * 300}]},
+         "patterns[0].variations"),
+        ({"base_messages": [SYSTEM] * 400, "questions": ["a"] * 300}, "questions"),
+        ({"patterns": [{"id": f"p{number}", "base_messages": [SYSTEM] * 400, "variations": ["a"] * 60}
+                       for number in range(5)]}, "patterns"),
+    ],
+)  # fmt: skip
+def test_questions_times_messages_are_bounded_by_name(wish: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parsed(wish)
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert str(MAX_MESSAGES) in caught.value.message
+
+
+def test_a_bad_base_is_named_in_the_first_question_and_a_bad_question_by_its_own_place() -> None:
+    bad_base = {"id": "p", "base_messages": [SYSTEM, {}], "variations": ["a", "b"]}
+    with pytest.raises(RequestError) as caught:
+        parsed({"patterns": [bad_base]})
+    assert caught.value.param == "patterns[0].base_messages[1].role"
+    bad_last = {"id": "p", "base_messages": [SYSTEM], "variations": ["a", {"content": "b"}]}
+    with pytest.raises(RequestError) as caught:
+        parsed({"patterns": [bad_last]})
+    assert caught.value.param == "patterns[0].variations[1].role"

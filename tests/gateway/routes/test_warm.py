@@ -239,3 +239,21 @@ async def test_an_admin_may_name_another_tenant_and_nobody_else_may() -> None:
             answer = await service.send(method, where, key=BOB)
             assert (answer.status, answer.error["param"]) == (403, "tenant")
         assert (await service.send("GET", path, key=ALICE)).status == 200
+
+
+async def test_a_warm_request_takes_about_its_own_size_in_the_store() -> None:
+    base = [{"role": "user", "content": f"{number} is known."} for number in range(900)]
+    wish = {"patterns": [{"id": "p", "base_messages": base, "variations": ["?"] * 100}]}
+    async with serving() as service:
+        job = await submitted(service, wish)
+        record = await service.gateway.records.read("warm", "default", job)
+        assert record is not None
+        assert len(record) < 2 * len(json.dumps(wish))
+
+
+async def test_a_warm_request_of_too_many_messages_is_refused_by_name() -> None:
+    base = [{"role": "user", "content": "?"}] * 3000
+    wish = {"patterns": [{"id": "p", "base_messages": base, "variations": ["?"] * 3000}]}
+    async with serving() as service:
+        answer = await service.send("POST", WARM, wish)
+        assert (answer.status, answer.error["param"]) == (400, "patterns[0].variations")
