@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Mapping
 from math import inf
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
@@ -45,7 +45,7 @@ DEFAULT_TABLES: Mapping[str, Any] = {
             "stale_if_error": 300,
         },
         "warm": {"ttl": 1800, "priority": "medium"},
-        "cold": {"ttl": 7200, "priority": "low", "store": "disk", "max_bytes": 4 * 2**30},
+        "cold": {"ttl": 7200, "priority": "low", "store": "disk"},
     },
     "prompt_types": {
         "faq": "hot",
@@ -68,9 +68,20 @@ OPEN_TABLES = ("aliases", "prompt_types", "contexts", "key_prefixes", "prices")
 
 
 class Section(BaseModel):
-    """Unknown keys are errors, values are final, and no error shows what was typed."""
+    """Unknown keys are errors, values are final, and no error shows what was typed.
+
+    A size that is ``auto`` is one that the operator did not choose; see ``gateway.memory_share``.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    auto_sizes: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_not_chosen(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {k: v for k, v in data.items() if k not in cls.auto_sizes or v != "auto"}
 
 
 class Server(Section):
@@ -173,8 +184,9 @@ class KvDisk(Section):
 
 
 class Engine(Section):
-    """The embedded engine; the gateway passes the section on and reads only ``enabled``."""
+    """The embedded engine; the gateway passes the section on and reads little of it."""
 
+    auto_sizes = frozenset({"kv_memory", "kv_host_memory"})
     enabled: AutoOrBool = "auto"
     model: Text = "smollm2-135m-instruct"
     device: Annotated[str, one_of(("auto", "cpu", "cuda"), later=())] = "auto"
@@ -211,6 +223,7 @@ class Defaults(Section):
 class Tier(Section):
     """One response tier: how long, how important, how much."""
 
+    auto_sizes = frozenset({"max_bytes"})
     ttl: Duration
     priority: Priority
     store: Annotated[StoreKind, one_of(("memory", "disk", "redis"), later=())] = "memory"
@@ -219,12 +232,18 @@ class Tier(Section):
     stale_if_error: Duration = 0.0
 
 
+class ColdTier(Tier):
+    """The largest one, on disk unless the operator says otherwise."""
+
+    max_bytes: Size = 4 * 2**30
+
+
 class Tiers(Section):
     """The three tiers; there is no fourth."""
 
     hot: Tier
     warm: Tier
-    cold: Tier
+    cold: ColdTier
 
     def by_name(self) -> Mapping[TierName, Tier]:
         """The tiers in their order."""

@@ -24,6 +24,7 @@ from gateway.backends.embedded import CANNOT_START
 from gateway.backends.replicas import watch_start
 from gateway.config import Config
 from gateway.http_server import JsonErrorRunner
+from gateway.memory_share import allowed, fitted
 from gateway.stop_signals import on_stop_signals
 from gateway.workers.supervisor import Supervisor
 
@@ -39,6 +40,7 @@ def serve(config: Config) -> int:
     Raises:
         OSError: the address cannot be bound (``EADDRINUSE`` and its like).
     """
+    config = fitted(config, allowed())
     server = config.server
     if server.workers > 1:
         listeners = _bind_several(server.host, server.port, server.workers)

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,15 @@ class Served:
 
 @contextmanager
 def serving(
-    *arguments: str, environ: Mapping[str, str] | None = None, ready: bool = True
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    ready: bool = True,
+    before: Sequence[str] = (),
 ) -> Iterator[Served]:
-    """Run ``python -m gateway serve`` on a free port until the block ends."""
+    """Run ``python -m gateway serve`` on a free port until the block ends; ``before`` starts it."""
     process = subprocess.Popen(
         [
+            *before,
             sys.executable,
             "-m",
             "gateway",
