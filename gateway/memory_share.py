@@ -20,6 +20,7 @@ TIERS_SHARE: Final = 0.25
 """Of the memory, for the tiers in memory of all workers together."""
 KV_SHARE: Final = 0.25
 """Of the memory, for the KV pools of all engines together; again for the tier beside a GPU."""
+GROUP_LIMITS: Final = ("memory.max", "memory.high", "memory.limit_in_bytes")
 LEAST_BYTES: Final = 2**20
 UNLIMITED: Final = 2**60
 _log = structlog.get_logger("kvgate")
@@ -100,16 +101,15 @@ def _control_groups(root: Path) -> Iterator[Allowed]:
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            top, names, source = root / "sys/fs/cgroup", ("memory.max", "memory.high"), "cgroup v2"
+            top, source = root / "sys/fs/cgroup", "cgroup v2"
         elif "memory" in controllers.split(","):
-            top, names = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes",)
-            source = "cgroup v1"
+            top, source = root / "sys/fs/cgroup/memory", "cgroup v1"
         else:
             continue
         # In a container the path may be the host's; the container's own group is then the top.
         inner = PurePosixPath(path.lstrip("/"))
         for group in (inner, *inner.parents):
-            for name in names:
+            for name in GROUP_LIMITS:
                 text = _read(top / group / name).strip()
                 if text.isdigit() and int(text) < UNLIMITED:
                     yield Allowed(int(text), source)

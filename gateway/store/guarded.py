@@ -232,9 +232,7 @@ class Guard:
             async with StoreTime(limit_s):
                 result = await work()
         except TimeoutError:
-            late = StoreError(f"{self._place}: no answer within {1000 * limit_s:.0f} ms")
-            self._answers.failed(late)
-            raise late from None
+            raise self._late(limit_s) from None
         except StoreFull:
             self._answers.worked()
             raise
@@ -243,6 +241,13 @@ class Guard:
             raise
         self._answers.worked()
         return result
+
+    def _late(self, limit_s: float) -> StoreError:
+        # Made here: an error that is a local of a frame it passes keeps all frames alive, and the
+        # entries in them, until the collector looks for cycles.
+        late = StoreError(f"{self._place}: no answer within {1000 * limit_s:.0f} ms")
+        self._answers.failed(late)
+        return late
 
     def _answering_changed(self, error: StoreError | None) -> None:
         if error is not None:

@@ -93,7 +93,8 @@ class MemoryStore:
         kept = share is None or self._make_room(share.order, share, size, entry, gone, now=now)
         kept = kept and self._make_room(self._order, self._entries, size, entry, gone, now=now)
         if kept:
-            self._entries[meta.key] = Entry(meta, entry.body)
+            # A copy is as large as it is charged: orjson's own result keeps a buffer of up to 8 times that.
+            self._entries[meta.key] = Entry(meta, bytes(memoryview(entry.body)))
             if share is not None:
                 share.currsize += size
         return Stored(

@@ -1,8 +1,11 @@
 """A limit on every call, and a circuit that opens after a few failures in a row."""
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pytest
@@ -108,6 +111,31 @@ async def test_a_call_that_hangs_is_given_up_after_its_limit(place: Place) -> No
         assert str(await place.fails(how)) == "place: no answer within 10 ms"
         place.stuck = None
         await place.settled()
+
+
+async def test_what_a_call_held_that_was_given_up_goes_at_once(place: Place) -> None:
+    """Not when the collector next looks for cycles: until then entries of megabytes pile up."""
+
+    class Large:
+        pass
+
+    async def put(large: Large) -> None:
+        await place.guard.write(lambda: _stuck_with(large))
+
+    async def _stuck_with(_: Large) -> None:
+        await asyncio.Event().wait()
+
+    held = Large()
+    seen = weakref.ref(held)
+    gc.disable()
+    try:
+        with suppress(StoreError):
+            await put(held)
+        del held
+        await asyncio.sleep(0)
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_long_call_has_a_longer_limit(place: Place) -> None:
