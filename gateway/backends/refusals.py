@@ -31,6 +31,7 @@ from gateway.errors import (
 )
 from gateway.logs import redacted
 from gateway.responses import is_response
+from gateway.sse import Parser
 
 Json = dict[str, Any]
 
@@ -252,6 +253,9 @@ def _objects(value: Any, depth: int = 0) -> Iterator[Json]:
 
 
 def _parsed(raw: bytes) -> Any:
+    if raw.lstrip().startswith((b"data:", b"event:")):  # some refuse a stream in a stream's words
+        parser = Parser()
+        raw = next((event.data for event in (*parser.feed(raw), *parser.close())), raw)
     try:
         value = exact_json.loads_answer(raw)
     except exact_json.JSONDecodeError:

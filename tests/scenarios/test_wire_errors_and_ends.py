@@ -448,3 +448,74 @@ async def test_a_refusal_of_something_else_is_told_and_teaches_nothing() -> None
         other = [{"role": "user", "content": "other?"}]
         assert (await service.chat(True, stream=True, messages=other)).status == 200
         assert "stream_options" in service.upstream.seen[-1].body
+
+
+def split_emoji() -> Reply:
+    """An emoji whose halves come in two events, as servers that cut a text by code units send it."""
+    head = {**ASKED, "object": "chat.completion.chunk"}
+    deltas = [{"role": "assistant", "content": "a\ud83d"}, {"content": "\ude00z"}, {}]
+    ends = [None, None, "stop"]
+    pieces = [
+        {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]}
+        for delta, end in zip(deltas, ends, strict=True)
+    ]
+    return stream_reply(*map(event, pieces), DONE)
+
+
+async def test_halves_of_a_character_pass_as_they_came_and_are_one_in_the_whole_answer() -> None:
+    async with serving(upstream=ScriptedUpstream(split_emoji())) as service:
+        live = await service.chat(True, stream=True)
+        assert live.status == 200
+        contents = [
+            json.loads(one)["choices"][0]["delta"].get("content") for one in live.events[:-1]
+        ]
+        assert contents == ["a\ud83d", "\ude00z", None]
+        await service.settled()
+        for streamed in (False, True):
+            stored = await service.chat(True, stream=streamed)
+            assert (stored.headers["X-Cache-Level"], stored.text) == ("response", "a\U0001f600z")
+    async with serving(upstream=ScriptedUpstream(split_emoji())) as service:
+        plain = await service.chat(True)
+        assert (plain.status, plain.text) == (200, "a\U0001f600z")
+
+
+async def test_half_of_a_character_alone_passes_and_is_no_reason_to_fail() -> None:
+    half = reshaped(b"asked", rb"as\ud83dked") + DONE
+    for streamed in (True, False):
+        async with serving(upstream=ScriptedUpstream(stream_reply(half))) as service:
+            answer = await service.chat(True, stream=streamed)
+            assert answer.status == 200
+            assert rb"\ud83d" in answer.raw
+            await service.settled()
+            assert (await service.chat(True)).headers["X-Cache-Level"] == "none"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("sent_as_stream", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_numbers_that_json_has_not_pass_as_they_came_and_are_not_stored(
+    number: str, sent_as_stream: bool, streamed: bool
+) -> None:
+    asked = {"logprobs": True}
+    raw = b"".join(chat_events({**ASKED, **asked})) + DONE
+    plain = json.dumps(chat_body({**ASKED, **asked})).encode()
+    content = (raw if sent_as_stream else plain).replace(b"-0.25", number.encode())
+    reply = Reply((content,), content_type=EVENTS if sent_as_stream else JSON)
+    async with serving(upstream=ScriptedUpstream(reply)) as service:
+        answer = await service.chat(True, stream=streamed, **asked)
+        assert answer.status == 200
+        assert b'"logprob":%b,' % number.encode() in answer.raw.replace(b": ", b":")
+        await service.settled()
+        service.upstream.replies.clear()
+        again = await service.chat(True, stream=streamed, **asked)
+        assert (again.status, again.headers["X-Cache-Level"]) == (200, "none")
+
+
+async def test_an_error_with_a_number_that_json_has_not_keeps_its_words() -> None:
+    raw = b'{"error": {"message": "bad loss", "loss": NaN}}'
+    async with serving(upstream=ScriptedUpstream(*[Reply((raw,), 400)] * 2)) as service:
+        for _ in range(2):
+            answer = await service.chat(True)
+            assert answer.status == 400
+            assert b"bad loss" in answer.raw
+            await service.settled()
