@@ -65,7 +65,7 @@ from gateway.traffic import Traffic
 from gateway.version import installed_version
 from gateway.warming_service import open_warming
 from gateway.workers.team import Team
-from gateway.write_limit import WriteLimit
+from gateway.write_limit import WRITES, WriteLimit
 from policies.rules import Rules
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ async def build(
         draining=asyncio.Event(),
     )
     app = web.Application(client_max_size=rules.limits.max_body_bytes)
-    app[GATEWAY] = gateway
+    app[GATEWAY], app[WRITES] = gateway, gateway.writes
     border(config).guard(app)
     app.cleanup_ctx.append(lambda _: _lifetime(gateway, session, places.close))
     warming = open_warming(gateway, rules, traffic, now=now, clock=clock)

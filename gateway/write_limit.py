@@ -9,6 +9,7 @@ import asyncio
 from typing import Final, NamedTuple
 
 import structlog
+from aiohttp import web
 
 LOOKS: Final = 6
 """How often a connection is looked at within the limit."""
@@ -74,3 +75,7 @@ class WriteLimit:
         self.look(asyncio.get_running_loop().time())
         if self._watched:
             self._again()
+
+
+WRITES: Final = web.AppKey("writes", WriteLimit)
+"""Where an application keeps its limit."""

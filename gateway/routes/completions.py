@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, assert_never
 import cachetools
 from aiohttp import web
 
-from gateway import exact_json, headers, sse
+from gateway import exact_json, headers
 from gateway.auth import Authenticator
 from gateway.backends.base import Backend
 from gateway.chunks import Chunk, Comment, Opening, Whole, add_to, finish_of
@@ -31,7 +31,7 @@ from gateway.router import Router
 from gateway.routes.embeddings import put_together
 from gateway.routes.live import HEADERS as STREAM_HEADERS
 from gateway.routes.live import InPortions, Live
-from gateway.routes.owed import end_owed, events_owed, replay_owed
+from gateway.routes.owed import end_owed, error_owed, events_owed, replay_owed
 from gateway.routes.rendered import Rendered, head_lines, plain, takes_rendered
 from gateway.routes.shape import (
     Handler,
@@ -322,7 +322,7 @@ class Completions:
         """The head is out: an event must tell the error."""
         visit.outcome = None
         self._note_refusal(error, visit)
-        return await live.end(sse.encode(error.body()))
+        return await live.end(error_owed(error.body(), visit.endpoint))
 
     def _waiting_head(
         self, asked: Asked, visit: Visit, missed: Missed, boarded: Boarded

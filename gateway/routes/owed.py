@@ -1,8 +1,9 @@
 """What a reader of a stream is owed of an answer: its events, marked, and usage only on request."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from itertools import chain, islice
+from typing import Any
 
 from gateway import headers, responses, sse
 from gateway.chunks import Chunk, Json, Whole, unfold
@@ -41,6 +42,15 @@ async def _in_turns(first: list[bytes], events: Iterator[bytes]) -> AsyncIterato
 def end_owed(call: Call) -> bytes:
     """What ends a stream that ended well; a stream of typed events ends with the last of them."""
     return b"" if call.endpoint == "responses" else sse.DONE
+
+
+def error_owed(body: Mapping[str, Any], endpoint: str) -> bytes:
+    """The event of an error in mid-stream; a typed one where all events are."""
+    if endpoint != "responses":
+        return sse.encode(body)
+    error = body["error"]
+    members = {name: error.get(name) for name in ("code", "message", "param")}
+    return sse.encode_named("error", {"type": "error", **members, **body})
 
 
 def _typed(event: Json, outcome: Outcome) -> bytes:

@@ -15,6 +15,7 @@ from gateway import exact_json
 from gateway.errors import ClientFault, GatewayError, OurFault, from_request_error
 from gateway.json_weight import MAX_VALUES, WEIGHED_BYTES, values_in
 from gateway.store.base import StoreError
+from gateway.write_limit import WRITES
 from policies.call import Call, Endpoint, RequestError, parse_call
 from policies.directive import Directive, parse_directive
 from policies.rules import Limits
@@ -181,6 +182,8 @@ def guarded(handler: Handler) -> Handler:
 
     async def handle(request: web.Request) -> web.StreamResponse:
         request_id = request_id_of(request)
+        if (writes := request.app.get(WRITES)) is not None:
+            writes.watch(request.transport)
         try:
             response = await handler(request)
         except web.HTTPException:

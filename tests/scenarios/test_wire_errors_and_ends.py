@@ -131,6 +131,12 @@ ERRORS: Mapping[str, Shape] = {
     "no content type": Shape(500, "Internal Server Error", "Internal Server Error", ""),
     "HTML": Shape(502, HTML, "502 Bad Gateway", "text/html"),
     "HTML without title": Shape(502, "<p>gone <b>away</b></p>", "gone away", "text/html"),
+    "a stream's words": Shape(
+        400, 'data: {"error": {"message": "event words"}}\n\n', "event words", EVENTS
+    ),
+    "a stream's named words": Shape(
+        503, 'event: error\ndata: {"detail": "event words"}', "event words", EVENTS
+    ),
     "wrong key": Shape(
         401, openai("Incorrect API key provided", type="x", code="invalid_api_key"), "API key"
     ),
@@ -496,7 +502,7 @@ async def test_half_of_a_character_alone_passes_and_is_no_reason_to_fail() -> No
 async def test_numbers_that_json_has_not_pass_as_they_came_and_are_not_stored(
     number: str, sent_as_stream: bool, streamed: bool
 ) -> None:
-    asked = {"logprobs": True}
+    asked: dict[str, Any] = {"logprobs": True}
     raw = b"".join(chat_events({**ASKED, **asked})) + DONE
     plain = json.dumps(chat_body({**ASKED, **asked})).encode()
     content = (raw if sent_as_stream else plain).replace(b"-0.25", number.encode())
@@ -519,3 +525,33 @@ async def test_an_error_with_a_number_that_json_has_not_keeps_its_words() -> Non
             assert answer.status == 400
             assert b"bad loss" in answer.raw
             await service.settled()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"type": "error", "code": "rate_limit", "message": "typed words", "param": None},
+        {"error": {"code": "rate_limit", "message": "typed words"}},
+    ],
+)
+async def test_an_error_in_a_stream_of_typed_events_is_a_typed_event(told: dict[str, Any]) -> None:
+    created = {"type": "response.created", "response": {"object": "response", "id": "r"}}
+    upstream = ScriptedUpstream(stream_reply(event(created), b"event: error\n" + event(told)))
+    async with serving(upstream=upstream) as service:
+        ask = {"model": "m", "input": "?", "stream": True}
+        answer = await service.send("POST", "/v1/responses", ask)
+        name, _, data = answer.raw.rstrip().rpartition(b"event: ")[2].partition(b"\ndata: ")
+        said = orjson.loads(data)
+        assert (name, said["type"], said["message"]) == (b"error", "error", "typed words")
+        assert (said["code"], said["error"]["message"]) == ("rate_limit", "typed words")
+
+
+@pytest.mark.parametrize("path", ["completions", "embeddings"])
+@pytest.mark.parametrize("name", HELD_BY_200)
+async def test_an_error_under_200_is_one_on_each_route(name: str, path: str) -> None:
+    body: Any = HELD_BY_200[name]
+    async with serving(upstream=ScriptedUpstream(Reply((json.dumps(body).encode(),)))) as service:
+        ask = {"model": "m", "prompt": "?", "input": "?"}
+        answer = await service.send("POST", f"/v1/{path}", ask)
+        assert answer.status >= 400
+        assert WORDS_OF_200[name] in answer.error["message"]
