@@ -36,8 +36,9 @@ Json = dict[str, Any]
 
 TEXTS: Final = frozenset({
     "content", "text", "refusal", "arguments", "input", "transcript",
-    "reasoning", "reasoning_content", "reasoning_text", "reasoning_summary",
-    "thinking", "thinking_content", "thinking_text", "thought", "thoughts",
+    "reasoning", "reasoning_content", "reasoning_text", "reasoning_summary", "reasoning_delta",
+    "reasoningContent", "reasoningText", "thinking", "thinking_content", "thinking_text",
+    "thinking_delta", "thought", "thoughts",
     "summary", "tool_plan", "partial_json", "output_text",
 })  # fmt: skip
 """Members of a delta that come in pieces: of OpenAI, DeepSeek, vLLM, OpenRouter, Mistral, Cohere."""

@@ -113,13 +113,14 @@ def replayable(body: Json, log: EventLog | None = None) -> bytes:
 
     Raises: NotStrict: it holds what no JSON can hold.
     """
-    made_anew = frozenset({RECEIPT}) if is_response(body) else _MADE_ANEW
+    is_typed = is_response(body)
+    made_anew = frozenset({RECEIPT}) if is_typed else _MADE_ANEW
     kept = {name: value for name, value in body.items() if name not in made_anew}
     kept["cache_hit"] = True
     if isinstance(usage := body.get("usage"), dict):
         kept["usage"] = annotated_usage(usage)
     answer = exact_json.dumps_strict(kept)
-    if log is None or not log.runs or not log.tells_more_than(kept):
+    if not is_typed or log is None or not log.runs or not log.tells_more_than(kept):
         return answer
     return b"%b\n%b" % (answer, exact_json.dumps_strict(log.runs))
 
