@@ -43,7 +43,7 @@ def counts_of(numbers: Numbers, views: Views) -> Counts:
         round(whole.seconds_saved, 6),
         round(whole.money_saved, 9),
         whole.prompt_tokens,
-        whole.reused_tokens,
+        whole.hit_tokens,
         *stored,
         *computed,
     ]

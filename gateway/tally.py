@@ -91,16 +91,14 @@ class Tally:
     """Sums over calls of one kind; ``within`` are their answer times by bucket.
 
     ``hits`` are calls that either level helped, ``stored`` those that a stored answer answered.
-    ``reused_tokens`` of the ``prompt_tokens`` that backends were sent had their KV ready. The
-    ``collapsed`` calls read along with another's; what they saved is in ``tokens_saved`` and
-    ``money_saved`` too.
+    ``hit_tokens`` and ``miss_tokens`` are those of prompts that backends were sent, with their KV ready
+    or not. The ``collapsed`` calls read along with another's; what they saved is in ``tokens_saved``
+    and ``money_saved`` too.
     """
 
     requests: int = 0
     hits: int = 0
     stored: int = 0
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
     collapsed: int = 0
     stale: int = 0
     store_errors: int = 0
@@ -132,12 +130,10 @@ class Tally:
                 self.collapsed_tokens += outcome.tokens_saved
                 self.collapsed_money += money
             else:
-                self.prompt_tokens += outcome.hit_tokens + outcome.miss_tokens
-                self.reused_tokens += outcome.hit_tokens
+                self.hit_tokens += outcome.hit_tokens
+                self.miss_tokens += outcome.miss_tokens
+                self.completion_tokens += outcome.completion_tokens
             self.store_errors += outcome.store_error
-            self.hit_tokens += outcome.hit_tokens
-            self.miss_tokens += outcome.miss_tokens
-            self.completion_tokens += outcome.completion_tokens
         elif outcome.level != "negative":
             self.stored += 1
 
@@ -147,8 +143,6 @@ class Tally:
         self.requests += other.requests
         self.hits += other.hits
         self.stored += other.stored
-        self.prompt_tokens += other.prompt_tokens
-        self.reused_tokens += other.reused_tokens
         self.collapsed += other.collapsed
         self.stale += other.stale
         self.store_errors += other.store_errors
@@ -163,6 +157,11 @@ class Tally:
         self.collapsed_money += other.collapsed_money
         self.within = list(map(add, self.within, other.within))
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Of prompts that backends were sent."""
+        return self.hit_tokens + self.miss_tokens
+
     def as_dict(self) -> dict[str, Any]:
         """JSON for ``/v1/cache/stats``. The two rates are shares of different things: no sum of them."""
         return {
@@ -172,8 +171,8 @@ class Tally:
             "stored_answers": self.stored,
             "stored_rate": _share(self.stored, self.requests),
             "prompt_tokens": self.prompt_tokens,
-            "prompt_tokens_reused": self.reused_tokens,
-            "reuse_rate": _share(self.reused_tokens, self.prompt_tokens),
+            "prompt_tokens_reused": self.hit_tokens,
+            "reuse_rate": _share(self.hit_tokens, self.prompt_tokens),
             "tokens_saved": self.tokens_saved,
             "seconds_saved": round(self.seconds_saved, 6),
             "money_saved": round(self.money_saved, 9),
@@ -186,7 +185,7 @@ def _share(part: int, whole: int) -> float:
 
 _SUMS: Final = tuple(one.name for one in fields(Tally) if one.name != "within")
 _SHOWN: Final = (
-    "requests", "hits", "stored", "prompt_tokens", "reused_tokens", "tokens_saved", "seconds_saved",
+    "requests", "hits", "stored", "hit_tokens", "miss_tokens", "tokens_saved", "seconds_saved",
     "money_saved",
 )  # fmt: skip
 Row = tuple[float, ...]

@@ -27,7 +27,7 @@ from gateway.trace import ClearedLine, JournalTrace, Recorded, StoredLine
 from gateway.whatif_calls import as_recorded, computed_now, ending, linked, plan_of
 from gateway.whatif_wishes import Decided, decided
 from policies.admission import Refuse, admit
-from policies.freshness import EntryMeta, Fresh, Stale, judge
+from policies.freshness import EntryMeta, Fresh, Stale, judge, last_use
 from policies.keys import Scope
 from policies.outcome import Outcome
 from policies.plan import Plan
@@ -155,6 +155,8 @@ class Responses:
         good: Fresh | Stale | None = None
         if entry is not None:
             verdict = judge(entry.meta, plan, call.at, 0.0, beta=0.0)
+            if last_use(entry.meta) <= call.at:
+                _now(self._tiers.drop(entry.meta.key))
             match verdict:
                 case Fresh():
                     good = verdict
