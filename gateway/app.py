@@ -337,7 +337,9 @@ def _router(
 def _contexts(
     places: Places, router: Router, rules: Rules, tasks: Tasks, now: Callable[[], float]
 ) -> Contexts:
-    held = ContextRecords(places.records, now=now, edition=partial(secrets.token_hex, 8))
+    held = ContextRecords(
+        places.records, now=now, edition=partial(secrets.token_hex, 8), shares=places.shares
+    )
     return Contexts(
         held,
         news=places.news,
@@ -439,6 +441,8 @@ async def _lifetime(
     if gateway.engines is not None:
         await gateway.engines.start()
     await gateway.contexts.load()
+    sweeping = Tasks()
+    sweeping.start(gateway.contexts.sweep(asyncio.sleep), name="contexts swept")
     for backend in gateway.router.backends:
         if isinstance(backend, Checked):
             gateway.watch.add(backend)
@@ -455,5 +459,6 @@ async def _lifetime(
                 last.push_async_callback(gateway.engines.stop)
             await gateway.watch.close()
             gateway.writes.close()
+            await sweeping.close()
             await gateway.tasks.close()
             await gateway.journal.close()

@@ -59,14 +59,24 @@ class Usage:
 
 
 class ContextRecords:
-    """Terms, texts and use. ``now`` is unix time; ``edition`` gives a new random name."""
+    """Terms, texts and use. ``now`` is unix time; ``edition`` gives a new random name.
+
+    ``shares``: the most bytes that the texts of a tenant may take, by tenant.
+    """
 
     def __init__(
-        self, records: Records, *, now: Callable[[], float], edition: Callable[[], str]
+        self,
+        records: Records,
+        *,
+        now: Callable[[], float],
+        edition: Callable[[], str],
+        shares: Mapping[str, int] | None = None,
     ) -> None:
         self._records = records
         self._now = now
         self._edition = edition
+        self._shares = shares or {}
+        self._orphans: set[tuple[str, str]] = set()
         self._bases: cachetools.LRUCache[tuple[str, str], tuple[Base, int]] = cachetools.LRUCache(
             _REMEMBERED_BYTES, getsizeof=lambda remembered: remembered[1]
         )
@@ -178,8 +188,10 @@ class ContextRecords:
         self, tenant: str, id_: str, wish: ContextWish, user: str | None, old: Terms | None
     ) -> Terms:
         """A new edition, its text written already: whoever finds the terms will find it."""
+        record = base_record(wish.base)
         if old is None:
             await self._check_room(tenant)
+        await self._check_share(tenant, len(record), old)
         now = self._now()
         terms = Terms(
             tenant=tenant,
@@ -193,26 +205,67 @@ class ContextRecords:
             created_at=now if old is None else old.created_at,
             renewed_at=now,
             by_id=wish.by_id if old is None else old.by_id,
+            size_bytes=len(record),
         )
-        await self._records.write(_BASE, tenant, terms.edition, base_record(wish.base))
+        await self._records.write(_BASE, tenant, terms.edition, record)
         return terms
+
+    async def _check_share(self, tenant: str, size_bytes: int, old: Terms | None) -> None:
+        """Raises: ClientFault 409 ``too_many_contexts``; StoreError."""
+        most = self._shares.get(tenant)
+        if most is None:
+            return
+        taken = [terms.size_bytes async for terms in self.listed(tenant)]
+        if sum(taken) - (0 if old is None else old.size_bytes) + size_bytes > most:
+            raise ClientFault(
+                f"The texts of the shared contexts would take more than the {most} bytes of this tenant.",
+                code="too_many_contexts",
+                status=409,
+            )
 
     async def _check_room(self, tenant: str) -> None:
         held = await self._records.names(_TERMS, tenant)
         if len(held) < MAX_CONTEXTS:
             return
         for _, id_ in held:
-            terms = await self._read(tenant, id_)
-            # Not what has expired just now: somebody may be making it anew.
-            if terms is not None and self._now() >= await self.expires_at(terms) + 2 * RENEW_S:
-                await self._records.erase(_TERMS, tenant, id_)
-                await self._erase_edition(terms)
+            await self._erase_expired(tenant, id_)
         if len(await self._records.names(_TERMS, tenant)) >= MAX_CONTEXTS:
             raise ClientFault(
                 f"There are {MAX_CONTEXTS} shared contexts already; delete one first.",
                 code="too_many_contexts",
                 status=409,
             )
+
+    async def _erase_expired(self, tenant: str, id_: str) -> Terms | None:
+        """Erase it if it has expired for longer than another process may keep a use to itself.
+
+        Returns what is left. Raises: StoreError.
+        """
+        terms = await self._read(tenant, id_)
+        if terms is None or self._now() < await self.expires_at(terms) + 2 * _unwritten_s(terms):
+            return terms
+        await self._records.erase(_TERMS, tenant, id_)
+        await self._erase_edition(terms)
+        return None
+
+    async def sweep(self) -> None:
+        """Erase what has expired, and texts that no terms lead to since the last sweep.
+
+        A text is written before its terms: one without terms may be about to get them.
+        Raises: StoreError.
+        """
+        living = set()
+        for tenant, id_ in await self._records.names(_TERMS, None):
+            if (terms := await self._erase_expired(tenant, id_)) is not None:
+                living.add((tenant, terms.edition))
+            elif await self._records.read(_TERMS, tenant, id_) is not None:
+                return  # terms of another version: which text is theirs is not known
+        found = set()
+        for kind in (_BASE, _USED):
+            found |= set(await self._records.names(kind, None)) - living
+        for tenant, edition in found & self._orphans:
+            await self._erase_texts(tenant, edition)
+        self._orphans = found - self._orphans
 
     async def delete(self, terms: Terms) -> bool:
         """Revoke it, now and everywhere; whether it was there. Raises: StoreError."""
@@ -222,9 +275,12 @@ class ContextRecords:
 
     async def _erase_edition(self, terms: Terms) -> None:
         self._bases.pop((terms.tenant, terms.edition), None)
-        with suppress(StoreError):  # nobody can come to these any more
-            for kind in (_BASE, _USED):
-                await self._records.erase(kind, terms.tenant, terms.edition)
+        with suppress(StoreError):  # nobody can come to these any more; a sweep comes by
+            await self._erase_texts(terms.tenant, terms.edition)
+
+    async def _erase_texts(self, tenant: str, edition: str) -> None:
+        for kind in (_BASE, _USED):
+            await self._records.erase(kind, tenant, edition)
 
     # ---- use
 
@@ -232,7 +288,7 @@ class ContextRecords:
         """Remember here that it is used now; whether that is to be written down again."""
         now = self._now()
         _, written = self._used.get(terms.edition, (0.0, 0.0))
-        due = now - max(written, terms.renewed_at) >= min(RENEW_S, terms.ttl_s / 10)
+        due = now - max(written, terms.renewed_at) >= _unwritten_s(terms)
         self._used[terms.edition] = (now, now if due else written)
         return due
 
@@ -249,3 +305,8 @@ class ContextRecords:
         counted = await self._records.count(_BASE, terms.tenant, terms.edition, {name: 1})
         if len(counted) >= MAX_COUNTED_USERS:
             self._counted[terms.edition] = frozenset(counted)
+
+
+def _unwritten_s(terms: Terms) -> float:
+    """How long a process may keep a use to itself."""
+    return min(RENEW_S, terms.ttl_s / 10)

@@ -43,6 +43,7 @@ from policies.plan import Plan, believed_user, decide
 from policies.rules import Rules
 
 NAMES_S: Final = 5.0
+SWEEP_S: Final = 30.0
 _TOPIC: Final = "contexts"
 _DOWN: Final = "the store of shared contexts does not answer"
 _NOTHING_STORED: Final = "there is no such context, and nothing is to be stored"
@@ -297,6 +298,13 @@ class Contexts:
         if self._news is not None:
             with suppress(StoreError):  # the others will read it
                 await self._news.tell(_TOPIC, {"tenant": terms.tenant, "id": terms.id})
+
+    async def sweep(self, sleep: Callable[[float], Awaitable[None]]) -> None:
+        """For ever: texts of contexts that have expired leave the store."""
+        while True:
+            with suppress(StoreError):
+                await self.held.sweep()
+            await sleep(SWEEP_S)
 
     # ---- its KV
 

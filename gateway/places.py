@@ -38,6 +38,7 @@ class Places:
     records: Records
     news: News | None
     leading: Leading | None
+    shares: Mapping[str, int]
     close: Callable[[], Awaitable[None]]
 
 
@@ -96,6 +97,7 @@ async def open_places(
         records=records,
         news=news,
         leading=Leading(meeting.leases, tasks) if meeting else None,
+        shares=shares,
         close=last.aclose,
     )
 

@@ -2,20 +2,29 @@
 
 A job is a record that all processes see, and is run by the one that holds its lease::
 
-    warm        what was asked; written once
+    warm        what was asked; written once, and again without its texts when the job ends
     warm-state  how far it is; written as it goes on, and when it ends
     warm-open   a mark while it has not ended: what a sweep looks for
 
-Who dies leaves the mark and a lease that ends by itself: the next sweep of a living process takes
+A job of a tenant that the configuration does not have any more is dropped. Who dies leaves the mark and a lease that ends by itself: the next sweep of a living process takes
 the job up and skips what is fresh already. Who cancels takes the mark away.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Final, Literal, TypeVar
 
+import cachetools
 import structlog
 
 from gateway.errors import ClientFault
@@ -37,6 +46,7 @@ SWEEP_S: Final = 5.0
 BEAT_S: Final = 10.0
 """The longest a watcher of a job hears nothing."""
 MAX_UNFINISHED: Final = 32
+SHOWN_JOBS: Final = 32
 KEPT_JOBS: Final = 100
 """Of each tenant; the oldest that have ended go."""
 
@@ -77,11 +87,13 @@ class WarmJobs:
         records: Records,
         leases: Leases,
         tasks: Tasks,
+        tenants: Collection[str],
         concurrency: int,
         now: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
         new_id: Callable[[], str],
     ) -> None:
+        self._tenants = tenants
         self._warming = warming
         self._records = records
         self._leases = leases
@@ -92,6 +104,8 @@ class WarmJobs:
         self._new_id = new_id
         self._running: dict[tuple[str, str], _Running] = {}
         self._beginning: set[tuple[str, str]] = set()
+        # Of jobs that ended here, what is shown of their questions.
+        self._ended: cachetools.LRUCache[tuple[str, str], Job] = cachetools.LRUCache(SHOWN_JOBS)
         self._closing = False
 
     async def submit(self, principal: Principal, items: Sequence[Item]) -> Job:
@@ -140,7 +154,10 @@ class WarmJobs:
         wish = await self._records.read(WISH, tenant, name)
         if wish is None:
             return None
-        return read_job(wish, await self._records.read(STATE, tenant, name))
+        job = read_job(wish, await self._records.read(STATE, tenant, name))
+        ours = self._ended.get((tenant, name))
+        same = job is not None and ours is not None and job.created_at == ours.created_at
+        return ours if same else job
 
     async def all(self, tenant: str) -> list[Job]:
         """The tenant's jobs, the latest first. Raises: StoreError."""
@@ -166,7 +183,7 @@ class WarmJobs:
             await asyncio.gather(running.task, return_exceptions=True)
         else:
             job.end("cancelled", self._now())
-            await self._records.write(STATE, tenant, name, job.state())
+            await self._write_ended(job)
         return job
 
     async def watch(self, tenant: str, name: str) -> AsyncGenerator[Job, None]:
@@ -222,8 +239,14 @@ class WarmJobs:
     async def _take_up(self, tenant: str, name: str) -> None:
         if not await self._leases.take(_lease(tenant, name), ttl_s=LEASE_S):
             return
+        if tenant not in self._tenants:
+            _log.warning("warm job of a removed tenant dropped", id=name, tenant=tenant)
+            for kind in (WISH, STATE):
+                await self._records.erase(kind, tenant, name)
         job = await self.find(tenant, name)
         if job is None or job.ended:
+            if job is not None:  # its process died before it had let the texts go
+                await self._write_ended(job)
             await self._records.erase(OPEN, tenant, name)
             await self._leases.release(_lease(tenant, name))
             return
@@ -262,7 +285,8 @@ class WarmJobs:
             job.end(ended, self._now())
         try:
             if ended is not None:
-                await self._records.write(STATE, tenant, job.id, job.state())
+                self._ended[tenant, job.id] = job
+                await self._write_ended(job)
                 await self._records.erase(OPEN, tenant, job.id)
             await self._leases.release(_lease(tenant, job.id))
         except StoreError as error:
@@ -320,6 +344,12 @@ class WarmJobs:
         await self._records.write(OPEN, tenant, job.id, b"1")
         await self._records.write(WISH, tenant, job.id, job.wish())
         await self._records.write(STATE, tenant, job.id, job.state())
+
+    async def _write_ended(self, job: Job) -> None:
+        """The state first: a wish without texts must not be run."""
+        tenant = job.principal.tenant
+        await self._records.write(STATE, tenant, job.id, job.state())
+        await self._records.write(WISH, tenant, job.id, job.wish())
 
     async def _forget_old(self, tenant: str) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from operator import attrgetter
 from typing import Any, Final, Literal
 
@@ -42,8 +42,9 @@ class Job:
         return self.status in ENDED
 
     def end(self, status: Literal["done", "cancelled"], now: float) -> None:
-        """Nothing more will happen; what was begun is pending again."""
+        """Nothing more will happen; what was begun is pending again, and the prompts are let go."""
         self.status, self.finished_at = status, now
+        self.items = tuple(_without_text(item) for item in self.items)
         self.places = ["pending" if place == "running" else place for place in self.places]
 
     def counts(self) -> Mapping[str, int]:
@@ -71,20 +72,23 @@ class Job:
         return {**self.summary(), "items": [_shown(item, place) for item, place in pairs]}
 
     def wish(self) -> bytes:
-        """What was asked, for the record; it never changes. Each base is in it once."""
+        """What was asked, for the record: each base once, and no text once the job has ended."""
         bases: dict[int, tuple[int, Sequence[Any]]] = {}
-        for item in self.items:
+        for item in () if self.ended else self.items:
             bases.setdefault(id(item.base), (len(bases), item.base))
+        items = [
+            [item.pattern, item.where, {}]
+            if self.ended
+            else [item.pattern, item.where, item.own, bases[id(item.base)][0]]
+            for item in self.items
+        ]
         return exact_json.dumps(
             {
                 "id": self.id,
                 "principal": asdict(self.principal),
                 "created_at": self.created_at,
                 "bases": [base for _, base in bases.values()],
-                "items": [
-                    [item.pattern, item.where, item.own, bases[id(item.base)][0]]
-                    for item in self.items
-                ],
+                "items": items,
             }
         )
 
@@ -150,6 +154,14 @@ def _shown(item: Item, place: Place) -> dict[str, Any]:
 
 
 def _question(item: Item) -> str | None:
-    """The beginning of its last message, for people."""
-    content = item.own["messages"][-1].get("content")
+    """The beginning of its last message, for people; None where the text is gone."""
+    messages = item.own.get("messages")
+    content = messages[-1].get("content") if messages else None
     return content[:SHOWN_CHARACTERS] if isinstance(content, str) else None
+
+
+def _without_text(item: Item) -> Item:
+    """What is shown of a question, and no more."""
+    shown = _question(item)
+    own = {"messages": [{"content": shown}]} if shown is not None else {}
+    return replace(item, own=own, base=())

@@ -77,11 +77,13 @@ def open_warming(
         sleep=sleep,
         new_id=new_id,
     )
+    tenants = list(dict.fromkeys(tenant.name for tenant in config.tenants)) or [OPEN_TENANT]
     jobs = WarmJobs(
         warming=warming,
         records=gateway.records,
         leases=gateway.leases,
         tasks=tasks,
+        tenants=tenants,
         concurrency=concurrency,
         now=now,
         sleep=sleep,
@@ -93,7 +95,7 @@ def open_warming(
     }
     keeper = Keeper(
         patterns=patterns,
-        tenants=list(dict.fromkeys(tenant.name for tenant in config.tenants)) or [OPEN_TENANT],
+        tenants=tenants,
         jobs=jobs,
         warming=warming,
         leases=gateway.leases,

@@ -39,7 +39,8 @@ class Terms:
 
     No ``allowed_users`` means the whole tenant. Times are unix seconds; ``renewed_at`` is when
     it was last put. ``made_by`` is the user who made it, if it was one. ``by_id``: a call that sends
-    the mere ID means the context; not if the ID named answers when the context was made.
+    the mere ID means the context; not if the ID named answers when the context was made. ``size_bytes``
+    is that of the text.
     """
 
     tenant: str
@@ -53,6 +54,7 @@ class Terms:
     created_at: float
     renewed_at: float
     by_id: bool = True
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

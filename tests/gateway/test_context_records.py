@@ -254,3 +254,27 @@ async def test_revoking_needs_the_terms_to_go_and_nothing_else() -> None:
 
 def test_it_says_what_it_holds() -> None:
     assert repr(World().process()) == "<ContextRecords 0 texts, 0 used here>"
+
+
+async def test_texts_that_no_terms_lead_to_go_with_the_second_sweep() -> None:
+    world = World()
+    one, two = world.process(), world.process()
+    terms = await made(one)
+    await world.records.write("context-base", "acme", "lost", b"[]")
+    await world.records.write("context-used", "acme", "lost", b"1.0")
+    await one.sweep()
+    assert world.records.texts == 2  # its terms may be about to be written
+    await one.sweep()
+    assert await world.records.names("context-base", None) == [("acme", terms.edition)]
+    assert await world.records.names("context-used", None) == []
+    assert await two.base(terms) == BASE
+
+
+async def test_terms_of_another_version_keep_every_text() -> None:
+    world = World()
+    held = world.process()
+    await world.records.write("context", "acme", "newer", b'{"version": 99}')
+    await world.records.write("context-base", "acme", "e9", b"[]")
+    for _ in range(3):
+        await held.sweep()
+    assert world.records.texts == 1

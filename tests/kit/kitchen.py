@@ -71,11 +71,13 @@ class Kitchen(Bench):
             sleep=self.timer.sleep,
             new_id=lambda: f"id{next(numbers)}",
         )
+        self.tenants = {"default", "t", "other"}
         self.jobs = WarmJobs(
             warming=self.warming,
             records=self.records,
             leases=self.leases,
             tasks=self.tasks,
+            tenants=self.tenants,
             concurrency=concurrency,
             now=self.timer.now,
             sleep=self.timer.sleep,
