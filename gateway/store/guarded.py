@@ -63,10 +63,10 @@ class StoreTime:
         await self._timeout.__aenter__()
         self._wait()
 
-    async def __aexit__(self, *raised: Any) -> bool | None:
+    async def __aexit__(self, *raised: Any) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        return await self._timeout.__aexit__(*raised)
+        await self._timeout.__aexit__(*raised)
 
     def _wait(self) -> None:
         self._due_s = self._loop.time() + self._slice_s
