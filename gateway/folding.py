@@ -180,9 +180,9 @@ class Folding:
         elif isinstance(have, list | _Pieces) and isinstance(value, list):
             into[name] = self._listed(name, have, value, rule)
         elif name not in _ONCE or not have:
-            size = self._size
+            if isinstance(have, str | list | dict | _Pieces):
+                self._size -= _size_of(_done(have))
             into[name] = self._adopted(value)
-            self._size = size  # it takes another's place
 
     def merge_all(self, into: "_Object", values: Mapping[str, Any], rule: _Rule) -> None:
         """Add each member of ``values``."""
