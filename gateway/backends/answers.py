@@ -108,15 +108,17 @@ class _Stream:
 
     def take(self, received: bytes) -> Iterator[Comment | Chunk]:
         """The chunks that ``received`` completes. Raises: GatewayError."""
-        events = list(self._parser.feed(received))
+        events = self._parser.events(received)
         if comments := self._parser.comments:
             yield Comment(b"\n".join([*comments, b"", b""]))
             comments.clear()
         for event in events:
             if event.data == DONE_DATA:
                 self._end(said_done=True)
-            elif event.data.strip():
+            elif event.name == "error" or b"\n" in event.data:
                 yield from self._chunks(event)
+            elif event.data and not event.data.isspace():
+                yield self._chunk(event.data)
             if self.over:
                 return
 
@@ -135,22 +137,20 @@ class _Stream:
         for event in self._parser.close():
             if not self.over and event.data == DONE_DATA:
                 self._end(said_done=True)
-            elif not self.over and event.data.strip():
+            elif not self.over:
                 yield from self._chunks(event)
 
     def _chunks(self, event: Event) -> Iterator[Chunk]:
         for raw in _values(event.data):
-            data = understood(
-                self._name,
-                raw,
-                begun=self._progress.chunks > 0,
-                failed=event.name == "error",
-            )
-            self._progress.see(data)
-            yield Chunk(data, len(raw))
-            if data.get("type") in ENDS:
-                self.over = True
-                return
+            if not self.over:
+                yield self._chunk(raw, failed=event.name == "error")
+
+    def _chunk(self, raw: bytes, *, failed: bool = False) -> Chunk:
+        progress = self._progress
+        data = understood(self._name, raw, begun=progress.chunks > 0, failed=failed)
+        progress.see(data)
+        self.over = data.get("type") in ENDS
+        return Chunk(data, len(raw))
 
     def _end(self, *, said_done: bool) -> None:
         self.over = True
@@ -205,17 +205,14 @@ def _is_stream(head: bytes, *, declared: bool) -> bool | None:
 
 def _values(data: bytes) -> list[bytes]:
     """The JSON values of an event: some servers leave out the empty line between two."""
-    if b"\n" not in data:
-        return [data]
-    lines = [line for line in data.split(b"\n") if line.strip()]
-    return (
-        lines if all(line[:1] == b"{" and line.rstrip()[-1:] == b"}" for line in lines) else [data]
-    )
+    lines = [line for line in data.split(b"\n") if not line.isspace() and line]
+    whole = all(line[:1] == b"{" and line.rstrip()[-1:] == b"}" for line in lines)
+    return lines if whole else [data]
 
 
 def _is_deep(raw: bytes, value: Json) -> bool:
     """Whether it can be read, but not be written again. Nearly every answer has fewer brackets."""
-    if raw.count(b"{") + raw.count(b"[") <= _DEEP:
+    if len(raw) <= 2 * _DEEP or raw.count(b"{") + raw.count(b"[") <= _DEEP:
         return False
     depth = 0
     level: list[Any] = [value]

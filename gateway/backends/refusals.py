@@ -113,11 +113,14 @@ def bad_answer(name: str, complaint: str, raw: bytes = b"") -> BackendFault:
 
 def is_error(value: Any) -> bool:
     """Whether an answer under status 200, or an event of one, tells an error."""
-    if isinstance(value, list):
-        return bool(value) and isinstance(value[0], dict) and "error" in value[0]
-    if not isinstance(value, dict) or is_response(value):
-        return False
+    if not isinstance(value, dict):
+        first = value[0] if isinstance(value, list) and value else None
+        return isinstance(first, dict) and "error" in first
     error = value.get("error")
+    if "choices" in value:  # nearly always
+        return bool(error)
+    if is_response(value):
+        return False
     if error or value.get("object") == "error" or value.get("type") == "error":
         return True
     if not value.keys().isdisjoint(_ANSWERS):
@@ -125,7 +128,7 @@ def is_error(value: Any) -> bool:
     return error is not None or not value.keys().isdisjoint(_TELLING)
 
 
-_ANSWERS: Final = frozenset({"choices", "data", "output", "response", "type", "object", "usage"})
+_ANSWERS: Final = frozenset({"data", "output", "response", "type", "object", "usage"})
 """Members of answers and their events: with one of them ``message`` and the like are no error."""
 
 
