@@ -21,15 +21,17 @@ from types import TracebackType
 from typing import Final, Self
 
 from gateway.backends.base import Backend
-from gateway.chunks import Chunk, Json, Piece, Whole, fold
+from gateway.chunks import Chunk, Json, Opening, Piece, Whole, fold
 from gateway.errors import from_failed
-from gateway.flights import Flight, Flights, Reader
+from gateway.flights import Flight, FlightBroken, FlightCancelled, Flights, Reader
 from gateway.pipeline import Answer, Boarded, Kept, Missed, Pipeline
 from policies.call import Call
 from policies.embeddings import Part, apportioned, divided, for_list, part_of, places_of
 from policies.outcome import Completed, Failed, Usage
 from policies.plan import Plan
 
+TURN: Final = 32
+"""Inputs that are worked on before others get their turn."""
 LOOK_UPS: Final = 64
 """At a time: so that a slow store is waited for few times, and others get their turn meanwhile."""
 
@@ -76,11 +78,13 @@ class Together:
         answers: dict[int, Answer] = {}
         with ExitStack() as held:
             while len(answers) < len(parts):
-                await self._catch_up(parts, found, answers)
+                await self._catch_up(parts, found, answers, range(len(parts)))
                 if (refusal := _refusal(found)) is not None:
                     return refusal
                 company = Company(call, whole, backend, self._pipeline, self._flights)
                 await self._round(company, parts, found, answers, held)
+                if (refusal := _refusal(found)) is not None:
+                    return refusal
             own = parts[0].plan if len(call.body["input"]) == 1 else whole
             ready = [answers[place] for place in range(len(parts))]
             return Gathered(own, parts, ready, held.pop_all())
@@ -103,15 +107,19 @@ class Together:
         return parts, found
 
     async def _catch_up(
-        self, parts: Sequence[Part], found: list[Kept | Missed], answers: dict[int, Answer]
+        self,
+        parts: Sequence[Part],
+        found: list[Kept | Missed],
+        answers: dict[int, Answer],
+        places: range,
     ) -> None:
-        """Look again at what landed while the others were looked up, until nothing has."""
+        """Look again at what landed while others were looked up or boarded, until nothing has."""
         while landed := [
             place
-            for place, (part, one) in enumerate(zip(parts, found, strict=True))
+            for place in places
             if place not in answers
-            and isinstance(one, Missed)
-            and self._pipeline.landed(part.plan, one)
+            and isinstance(one := found[place], Missed)
+            and self._pipeline.landed(parts[place].plan, one)
         ]:
             for place in landed:
                 found[place] = await self._pipeline.look_up(parts[place].plan)
@@ -126,22 +134,33 @@ class Together:
     ) -> None:
         """Answer what has no answer yet, but for what another process was just computing."""
         aboard: list[tuple[int, Missed, Boarded]] = []
-        # No await in here: every flight that starts is of one company.
-        for place, (part, one) in enumerate(zip(parts, found, strict=True)):
-            if place in answers:
-                continue
-            if isinstance(one, Kept):
-                answers[place] = one
-                if one.renew:
-                    self._pipeline.renew(part.call, part.plan, company.backend)
-                continue
-            share = Share(company, part)
-            boarded = self._pipeline.board(part.call, part.plan, share, led=False)
-            held.callback(boarded.reader.close)
-            if not boarded.collapsed:
-                share.join(boarded.flight)
-            aboard.append((place, one, boarded))
-        for place, missed, boarded in aboard:
+        try:
+            for start in range(0, len(parts), TURN):
+                places = range(start, min(start + TURN, len(parts)))
+                if start:
+                    await asyncio.sleep(0)
+                    await self._catch_up(parts, found, answers, places)
+                # No await from here on: what was looked up is still so when it is boarded.
+                for place in places:
+                    part, one = parts[place], found[place]
+                    if place in answers:
+                        continue
+                    if isinstance(one, Kept):
+                        answers[place] = one
+                        if one.renew:
+                            self._pipeline.renew(part.call, part.plan, company.backend)
+                        continue
+                    share = Share(company, part)
+                    boarded = self._pipeline.board(part.call, part.plan, share, led=False)
+                    held.callback(boarded.reader.close)
+                    if not boarded.collapsed:
+                        share.join(boarded.flight)
+                    aboard.append((place, one, boarded))
+        finally:
+            company.complete()
+        for number, (place, missed, boarded) in enumerate(aboard):
+            if number % TURN == TURN - 1:
+                await asyncio.sleep(0)
             answer = await self._pipeline.opened(boarded, missed, company.backend)
             if answer is not None:
                 answers[place] = answer
@@ -156,7 +175,11 @@ def _refusal(found: Sequence[Kept | Missed]) -> Kept | None:
 
 
 class Company:
-    """Inputs that nobody has, and the one call that computes them."""
+    """Inputs that nobody has, and the one call that computes them.
+
+    What the backend says is for all members at once, but they are told of it some at a time: two
+    thousand tasks that wake together would hold the loop for a third of a second.
+    """
 
     def __init__(
         self, call: Call, plan: Plan, backend: Backend, pipeline: Pipeline, flights: Flights
@@ -165,6 +188,12 @@ class Company:
         self.members: list[Part] = []
         self.answers: list[Json] = []
         self.endings: list[Completed] = []
+        self.opening: Opening | None = None
+        self.failed: Failed | None = None
+        self.ended = False
+        self._broken: Exception | None = None
+        self._complete = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
         self._call = call
         self._plan = plan
         self._pipeline = pipeline
@@ -174,10 +203,50 @@ class Company:
     def read(self) -> Reader:
         """The pieces of the one call, which its first reader starts."""
         if self._flight is None or self._flight.abandoned:
+            self.answers, self.endings = [], []
+            self.opening, self.failed, self.ended, self._broken = None, None, False, None
             self._flight = self._flights.start(None, self._compute)
         return self._flight.read()
 
+    def complete(self) -> None:
+        """All members are there: they may be asked for."""
+        self._complete.set()
+
+    async def turn(self) -> None:
+        """Wait until the backend has said more. Raises: what ended the call."""
+        if self._broken is not None:
+            raise self._broken
+        mine = asyncio.get_running_loop().create_future()
+        self._waiting.append(mine)
+        await mine
+
+    async def _tell(self) -> None:
+        """Wake the members, some at a time."""
+        waiting, self._waiting = self._waiting, []
+        for number, one in enumerate(waiting):
+            if not one.done():
+                one.set_result(None)
+            if number % TURN == TURN - 1:
+                await asyncio.sleep(0)
+
     async def _compute(self) -> AsyncGenerator[Piece, None]:
+        """The one call's pieces. When it ends without an ending no member waits any longer."""
+        try:
+            await self._complete.wait()
+            async with aclosing(self._pieces()) as pieces:
+                async for piece in pieces:
+                    await self._tell()
+                    yield piece
+            self.ended = True
+            await self._tell()
+        except BaseException as error:
+            self._broken = _broken(error)
+            for one in self._waiting:
+                if not one.done():
+                    one.set_exception(self._broken)
+            raise
+
+    async def _pieces(self) -> AsyncGenerator[Piece, None]:
         """Ask the backend for all members; that it refuses this very list is remembered."""
         since = self._pipeline.since()
         received: list[Chunk | Whole] = []
@@ -187,15 +256,18 @@ class Company:
                     case Chunk() | Whole():
                         received.append(piece)
                     case Completed():
-                        answer = fold(received)
-                        if (failed := self._take_apart(answer, piece)) is not None:
-                            yield failed
+                        self.failed = await self._take_apart(fold(received), piece)
+                        self.ended = True
+                        yield self.failed or piece
+                        if self.failed is not None:
                             return
-                        yield Whole(answer)
-                        yield piece
                     case Failed():
+                        self.failed, self.ended = piece, True
                         yield piece
                         await self._pipeline.remember(self._call, self._plan, piece, since)
+                    case Opening():
+                        self.opening = piece
+                        yield piece
                     case _:
                         yield piece
 
@@ -206,7 +278,7 @@ class Company:
             return self._call
         return replace(self._call, body={**self._call.body, "input": wanted})
 
-    def _take_apart(self, answer: Json, ending: Completed) -> Failed | None:
+    async def _take_apart(self, answer: Json, ending: Completed) -> Failed | None:
         """Give each member its own, as if it had asked alone. Failed: that cannot be done."""
         data, weights = answer.get("data"), [part.weight for part in self.members]
         there = len(data) if isinstance(data, list) else 0
@@ -219,15 +291,18 @@ class Company:
             )
         usage = answer.get("usage")
         shares = divided(usage if isinstance(usage, dict) else {}, weights)
-        for datum, share in zip(_in_order(data), shares, strict=True):
+        for number, (datum, share) in enumerate(zip(_in_order(data), shares, strict=True)):
+            if number % TURN == TURN - 1:
+                await asyncio.sleep(0)
             single = {**answer, "data": [{**datum, "index": 0}]}
             self.answers.append({**single, "usage": share} if share else single)
         prompt, hit = (
             apportioned(count, weights)
             for count in (ending.usage.prompt_tokens, ending.usage.hit_tokens)
         )
+        of_all = sum(weights)
         for weight, tokens, reused in zip(weights, prompt, hit, strict=True):
-            duration_s = ending.duration_s * weight / sum(weights)
+            duration_s = ending.duration_s * weight / of_all
             self.endings.append(Completed(Usage(tokens, 0, reused), duration_s))
         return None
 
@@ -255,30 +330,37 @@ class Share:
     async def run(self, call: Call, plan: Plan) -> AsyncGenerator[Piece, None]:
         """See :meth:`gateway.backends.base.Computes.run`."""
         assert self._flight is not None  # it runs this
-        async with self._company.read() as reader:
-            async for piece in reader:
-                match piece:
-                    case Whole():
-                        yield Whole(self._company.answers[self._place])
-                    case Completed():
-                        yield self._company.endings[self._place]
-                        return
-                    case Failed(fault="client") if len(self._company.members) > 1:
-                        # It was said of all of them, and may be true of another one only.
-                        if self._flight.readers <= 1:
-                            self._flight.abandoned = True  # so that nobody joins it any more
-                            raise from_failed(piece)
-                        break
-                    case Failed():  # the list was refused, and the input's key is its own
-                        yield replace(piece, beyond_key=True)
-                    case _:
-                        yield piece
-            else:
+        company = self._company
+        async with company.read():  # as one of its readers: the last to leave ends the call
+            while company.opening is None and not company.ended:
+                await company.turn()
+            if company.opening is not None:
+                yield company.opening
+            while not company.ended:
+                await company.turn()
+            if company.failed is None:
+                if company.answers:
+                    yield Whole(company.answers[self._place])
+                    yield company.endings[self._place]
                 return
+            if company.failed.fault != "client" or len(company.members) == 1:
+                # The list was refused, and the input's key is its own.
+                yield replace(company.failed, beyond_key=True)
+                return
+            # It was said of all of them, and may be true of another one only.
+            if self._flight.readers <= 1:
+                self._flight.abandoned = True  # so that nobody joins it any more
+                raise from_failed(company.failed)
         # Somebody else asks for this input too, and not for the company it is in.
         async with aclosing(self._company.backend.run(call, plan)) as pieces:
             async for piece in pieces:
                 yield piece
+
+
+def _broken(error: BaseException) -> Exception:
+    if isinstance(error, asyncio.CancelledError):
+        return FlightCancelled()
+    return error if isinstance(error, Exception) else FlightBroken()
 
 
 def _in_order(data: Sequence[Json]) -> Sequence[Json]:

@@ -61,9 +61,9 @@ def places_of(call: Call) -> list[tuple[Any, tuple[int, ...]]]:
     return [(inputs[where[0]], tuple(where)) for where in places.values()]
 
 
-def part_of(call: Call, plan: Plan, item: object, places: tuple[int, ...]) -> Part:
+def part_of(call: Call, plan: Plan, item: Any, places: tuple[int, ...]) -> Part:
     """One input of a list, as if it had been asked for alone and as a plain value."""
-    alone = replace(call, body={**call.body, "input": item})
+    alone = replace(call, body={**call.body, "input": item}, size_bytes=len(item))
     form = canonical(alone)
     print_ = fingerprint(form)
     key = entry_key(plan.scope_key, plan.model, plan.cache_key, print_)

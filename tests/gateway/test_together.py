@@ -11,8 +11,8 @@ from gateway.pipeline import Answer as PipelineAnswer
 from gateway.pipeline import Kept
 from gateway.store.base import Entry
 from gateway.store.memory import MemoryStore
-from gateway.together import Gathered, Together
-from policies.call import Call
+from gateway.together import TURN, Gathered, Together
+from policies.call import MAX_INPUTS, Call
 from policies.outcome import Elsewhere
 from policies.plan import Plan
 from tests.kit.bench import Bench, read
@@ -305,3 +305,27 @@ async def test_what_another_process_has_computed_is_looked_up_again() -> None:
         assert (await read(await alone))["data"][0]["embedding"] == vector_of("a")
     assert bench.runs == 3
     await bench.settled()
+
+
+async def test_two_thousand_inputs_are_worked_on_some_at_a_time() -> None:
+    """Between two turns of the loop few flights begin, and few of them hear from the backend."""
+    texts = [f"text {number}" for number in range(MAX_INPUTS)]
+    async with serving() as service:
+        flying = service.gateway.flights._by_key
+        asked = embedding(service, texts)
+        steps, before = [], (0, 0)
+        while not asked.done():
+            await asyncio.sleep(0)
+            now = len(flying), sum(bool(flight.pieces) for flight in flying.values())
+            steps.append(max(abs(one - other) for one, other in zip(now, before, strict=True)))
+            before = now
+        assert len(vectors(await asked)) == MAX_INPUTS
+        assert 0 < max(steps) <= 3 * TURN
+
+
+async def test_more_inputs_than_openai_takes_are_refused_by_name() -> None:
+    async with serving() as service:
+        for one in ("a", [1, 2]):
+            answer = await embed(service, [one] * (MAX_INPUTS + 1))
+            assert (answer.status, answer.error["param"]) == (400, "input")
+        assert service.upstream.calls == 0
