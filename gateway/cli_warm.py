@@ -134,8 +134,10 @@ def read_wish(file: Path) -> dict[str, Any]:
     """What a file asks for. Raises: CannotAskError."""
     import yaml
 
+    from gateway.config_file import read_yaml
+
     try:
-        said = yaml.safe_load(file.read_bytes())
+        said = read_yaml(file.read_bytes())
     except OSError as error:
         raise CannotAskError(f"{file}: {error.strerror}") from None
     except yaml.YAMLError as error:

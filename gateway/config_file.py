@@ -13,6 +13,8 @@ import yaml
 
 Where = tuple[str | int, ...]  # ("tenants", 0, "api_keys", 1)
 
+MOST_VALUES = 100_000  # once every alias is replaced by what it stands for
+DEEPEST_ALIAS = 64  # levels that are counted; a circle of anchors has no end
 DEEPEST = 12  # levels that get line numbers; also the end of a file whose anchors form a circle
 
 
@@ -95,10 +97,40 @@ def read_document(file: Path) -> Document:
         raise ConfigError([Problem("", "nested too deeply")], file=file) from error
 
 
+def read_yaml(text: bytes) -> Any:
+    """The one document in ``text`` as plain data. Raises: YAMLError, ValueError, RecursionError."""
+    loader = yaml.SafeLoader(text)
+    try:
+        root = _bounded(loader.get_single_node())
+        return None if root is None else loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _bounded(root: yaml.Node | None) -> yaml.Node | None:
+    """``root``, unless its aliases make it huge: nine lines of nine aliases are 9^9 values."""
+    known: dict[tuple[int, int], int] = {}
+
+    def values(node: yaml.Node, left: int) -> int:
+        if left == 0 or not isinstance(node, yaml.CollectionNode):
+            return 1
+        if (key := (id(node), left)) not in known:
+            inner = node.value
+            if isinstance(node, yaml.MappingNode):
+                inner = [one for pair in inner for one in pair]
+            known[key] = 1 + sum(values(one, left - 1) for one in inner)
+        return known[key]
+
+    if root is not None and values(root, DEEPEST_ALIAS) > MOST_VALUES:
+        problem = f"its aliases stand for more than {MOST_VALUES} values"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=root.start_mark)
+    return root
+
+
 def _parse(text: bytes, file: Path) -> Document:
     loader = yaml.SafeLoader(text)
     try:
-        root = loader.get_single_node()
+        root = _bounded(loader.get_single_node())
         if root is None:
             return Document()
         if not isinstance(root, yaml.MappingNode):

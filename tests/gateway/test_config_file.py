@@ -81,6 +81,36 @@ def test_a_nesting_without_end_is_an_error(tmp_path: Path) -> None:
     assert found.message == "nested too deeply"
 
 
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40)
+)
+MERGED = "a0: &a0 {x: 1, y: 2}\n" + "".join(
+    f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(LAUGHS, id="lists in lists"),
+        pytest.param(MERGED, id="merged mappings"),
+        pytest.param("a: &a [" + ", ".join(["*a"] * 9) + "]\n", id="a circle"),
+        pytest.param("a: &a {" + ", ".join(f"k{n}: *a" for n in range(9)) + "}\n", id="a ring"),
+        pytest.param("a: &a [" + "x, " * 400 + "]\nb: [" + "*a, " * 400 + "]\n", id="one level"),
+    ],
+)
+def test_aliases_that_stand_for_too_much_are_an_error(text: str, tmp_path: Path) -> None:
+    (found,) = reading_fails(tmp_path, text)
+    assert found.message == "not valid YAML: its aliases stand for more than 100000 values"
+
+
+def test_aliases_that_stand_for_little_are_what_they_stand_for(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("a: &a [x, y]\nb: &b [*a, *a]\nc: {d: *b, e: *b}\n")
+    twice = [["x", "y"], ["x", "y"]]
+    assert read_document(file).data["c"] == {"d": twice, "e": twice}
+
+
 def test_anchors_that_form_a_circle_do_not_hang(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("a: &a [*a]\n")
