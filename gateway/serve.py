@@ -113,8 +113,13 @@ def loop_factory() -> type[asyncio.AbstractEventLoop] | None:
 
 
 def _without_client_text(record: logging.LogRecord) -> bool:
-    """A request that is no HTTP is the client's affair: a line, but none of its bytes."""
+    """A request that is no HTTP is the client's affair: a line, but none of its bytes.
+
+    That a client has left is no line here: a call that ends so has one of its own.
+    """
     error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, ConnectionError):
+        return False
     if isinstance(error, HttpProcessingError | web.RequestPayloadError):
         record.msg, record.args, record.exc_info = "a request was no valid HTTP", None, None
         record.levelno, record.levelname = logging.INFO, "INFO"

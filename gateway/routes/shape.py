@@ -177,6 +177,11 @@ def as_gateway_error(error: Exception, request_id: str) -> GatewayError:
             return OurFault("The gateway failed to handle this request.", code="internal_error")
 
 
+def has_left(request: web.Request) -> bool:
+    """Whether there is nobody to answer any more."""
+    return request.transport is None or request.transport.is_closing()
+
+
 def guarded(handler: Handler) -> Handler:
     """A handler whose errors become OpenAI error objects."""
 
@@ -188,7 +193,9 @@ def guarded(handler: Handler) -> Handler:
             response = await handler(request)
         except web.HTTPException:
             raise
-        except Exception as error:  # noqa: BLE001 - the border: everything becomes an answer here
+        except Exception as error:  # the border: everything becomes an answer here
+            if isinstance(error, ConnectionError) and has_left(request):
+                raise
             return error_response(as_gateway_error(error, request_id), request_id)
         if not response.prepared:
             response.headers.setdefault("X-Request-ID", request_id)

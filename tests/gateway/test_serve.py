@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -238,6 +239,50 @@ async def test_a_request_that_is_no_http_leaves_none_of_its_bytes_in_the_log() -
         assert "no valid HTTP" in said
         assert "canary" not in said
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_client_that_leaves_at_any_moment_is_no_error(*, reset: bool) -> None:
+    gates = [Gate() for _ in range(3)]
+    upstream = ScriptedUpstream(
+        stream_reply(*EVENTS[:2], gates[0]), stream_reply(gates[1]), stream_reply(gates[2])
+    )
+    ask = b'{"model": "m", "messages": [{"role": "user", "content": "?"}]'
+    bodies = [(ask + b', "stream": true}', 0), (ask + b', "stream": true}', 1), (ask + b"}", 2)]
+    paths = ("chat/completions", "cache/invalidate", "cache/warm", "cache/explain", "embeddings")
+    async with upstream, served(upstream, grace_s=2) as running:
+
+        async def leaves(path: str, body: bytes, length: int, gate: Gate | None = None) -> None:
+            reader, writer = await running.connect()
+            head = f"POST /v1/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n"
+            writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+            await writer.drain()
+            if gate is not None:
+                await gate.reached()
+            elif length == len(body):  # in the midst of an answer
+                await reader.read(1)
+            if reset:
+                linger = struct.pack("ii", 1, 0)
+                sock = writer.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                writer.transport.abort()
+            writer.close()
+
+        for body, number in bodies:
+            await leaves("chat/completions", body, len(body), gates[number])
+            await upstream.seen[number].gone.wait()
+        for path in paths:
+            await leaves(path, ask, len(ask) + 1000)
+        upstream.otherwise = lambda _: stream_reply(*EVENTS[:2], *[EVENTS[1] * 50] * 200, DONE)
+        for _ in range(30):
+            await leaves("chat/completions", bodies[0][0], len(bodies[0][0]))
+        upstream.otherwise = lambda _: stream_reply(*EVENTS, DONE)
+        assert (await stream_of(running.url)).endswith(DONE)
+        running.process.send_signal(signal.SIGTERM)
+        lines = [orjson.loads(line) for line in (await running.rest()).splitlines()[:-1]]
+        assert await running.process.wait() == 0
+    assert [line for line in lines if line["severity"] in {"warning", "error", "critical"}] == []
+    assert not [line for line in lines if "exception" in line]
 
 
 def test_it_can_be_run_from_the_main_thread_of_any_program(monkeypatch: pytest.MonkeyPatch) -> None:
