@@ -86,6 +86,7 @@ class Gateway:
     config: Config
     store: Tiers
     leases: Leases
+    ailing_stores: Callable[[], Mapping[str, str | None]]
     records: Records
     news: News | None
     flights: Flights
@@ -167,6 +168,7 @@ async def build(
         config=config,
         store=store,
         leases=places.leases,
+        ailing_stores=places.ailing,
         records=places.records,
         news=places.news,
         flights=flights,
@@ -257,6 +259,7 @@ def _mount(
         numbers=numbers,
         unready=lambda: _unready(gateway),
         ailing=gateway.health.complaints,
+        stores=gateway.ailing_stores,
         figures=lambda: figures(router.backends),
         worker=worker,
     )

@@ -48,12 +48,17 @@ class Metrics:
         *,
         backends: Figures | None = None,
         states: Mapping[str, str] | None = None,
+        stores: Mapping[str, str | None] | None = None,
     ) -> bytes:
-        """The exposition text. ``states`` are those of the backends that are not ``up``."""
+        """The exposition text. ``states`` are those of the backends that are not ``up``.
+
+        ``stores`` says of each place outside this process why it is of no use (None: it works).
+        """
         registry = CollectorRegistry()
         families = [
             *self._families(statistics, fills, flights),
             *_backends(backends or {}, states or {}),
+            *_places(stores or {}),
             *engine_families(backends or {}),
         ]
         registry.register(_Page(families))
@@ -201,6 +206,17 @@ def _backends(said: Figures, states: Mapping[str, str]) -> Iterator[Family]:
     )
     for name, one in said.items():
         up.add_metric((name,), float("error" not in one and states.get(name, "up") == "up"))
+    yield up
+
+
+def _places(stores: Mapping[str, str | None]) -> Iterator[Family]:
+    if not stores:
+        return
+    up = GaugeMetricFamily(
+        "kvgate_store_up", "Whether the store is of use: 1 yes, 0 no.", labels=("store",)
+    )
+    for name, why in stores.items():
+        up.add_metric((name,), float(why is None))
     yield up
 
 

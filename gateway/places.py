@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """What was opened. ``leading`` is None where no other process computes the same."""
+    """What was opened. ``leading`` is None where no other process computes the same.
+
+    ``ailing`` says of each place outside this process whether it works (None), or why not.
+    """
 
     tiers: Tiers
     leases: Leases
@@ -39,6 +42,7 @@ class Places:
     news: News | None
     leading: Leading | None
     shares: Mapping[str, int]
+    ailing: Callable[[], Mapping[str, str | None]]
     close: Callable[[], Awaitable[None]]
 
 
@@ -86,6 +90,7 @@ async def open_places(
     tiers = Tiers(stores, several=several, tasks=tasks)
     last = AsyncExitStack()
     if redis is not None:
+        await redis.open()
         last.push_async_callback(redis.close)
     if disk is not None:
         await disk.open()
@@ -98,6 +103,12 @@ async def open_places(
         news=news,
         leading=Leading(meeting.leases, tasks) if meeting else None,
         shares=shares,
+        ailing=lambda: {
+            name: why
+            for one in (redis, disk)
+            if one is not None
+            for name, why in one.ailing.items()
+        },
         close=last.aclose,
     )
 

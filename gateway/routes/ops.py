@@ -17,7 +17,8 @@ class Ops:
     """``unready`` says by part what is not ready and why; an empty answer means ready.
 
     ``ailing`` says which backends are not asked at the moment: no reason to send nobody here, since
-    what is stored goes on being served.
+    what is stored goes on being served. ``stores`` says of each place outside this process why it is of
+    no use now (None: it works).
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Ops:
         numbers: Ask,
         unready: Callable[[], Mapping[str, str]],
         ailing: Callable[[], Mapping[str, str]] = dict,
+        stores: Callable[[], Mapping[str, str | None]] = dict,
         figures: Callable[[], Awaitable[Figures]],
         worker: int | None = None,
     ) -> None:
@@ -36,6 +38,7 @@ class Ops:
         self._numbers = numbers
         self._unready = unready
         self._ailing = ailing
+        self._stores = stores
         self._figures = figures
         self._worker = {} if worker is None else {"worker": worker}
 
@@ -47,10 +50,13 @@ class Ops:
         """Whether calls can be answered now: 200 or 503. Needs no key."""
         waiting = self._unready()
         ailing = self._ailing()
-        status = "waiting" if waiting else "degraded" if ailing else "ready"
+        failing = {name: why for name, why in self._stores().items() if why is not None}
+        status = "waiting" if waiting else "degraded" if ailing or failing else "ready"
         body: dict[str, object] = {"status": status, "waiting_for": waiting}
         if ailing:
             body["backends"] = ailing
+        if failing:
+            body["stores"] = failing
         return json_response(body, status=503 if waiting else 200)
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -65,5 +71,6 @@ class Ops:
             numbers.flights,
             backends=said,
             states=self._ailing(),
+            stores=self._stores(),
         )
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE})

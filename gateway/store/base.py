@@ -21,6 +21,10 @@ class StoreFull(StoreError):
     """The store answers, but takes nothing more; what it has it still gives."""
 
 
+class StoreRefuses(StoreError):
+    """The store answers, but does not let this gateway do what it asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A stored answer: what is known about it, and the folded answer as JSON bytes.

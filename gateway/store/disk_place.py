@@ -48,14 +48,13 @@ class DiskPlace:
         self._entries = open_database(folder, "responses")
         self._shared = open_database(folder, "shared")
         self._guard = guard(self._entries, "disk", limit_s)
+        leases = guard(self._shared, "leases on disk", limit_s)
+        records = guard(self._shared, "records on disk", max(limit_s, SHORTEST_LIMIT_S))
+        self._guards = (self._guard, leases, records)
         self.leases = GuardedLeases(
-            DiskLeases(self._shared, holder=secrets.token_hex(TOKEN_BYTES), now=now),
-            guard(self._shared, "leases on disk", limit_s),
+            DiskLeases(self._shared, holder=secrets.token_hex(TOKEN_BYTES), now=now), leases
         )
-        self.records = GuardedRecords(
-            DiskRecords(self._shared),
-            guard(self._shared, "records on disk", max(limit_s, SHORTEST_LIMIT_S)),
-        )
+        self.records = GuardedRecords(DiskRecords(self._shared), records)
 
     def tier(self, name: TierName, *, max_bytes: int, shares: Mapping[str, int]) -> Guarded:
         """The store of one tier. All are asked for before :meth:`open`."""
@@ -63,10 +62,17 @@ class DiskPlace:
         return Guarded(store, self._guard)
 
     async def open(self) -> None:
-        """Make what is missing, so that no request waits for it. A failure shows in the first use."""
+        """Make what is missing, so that no request waits for it. A failure shows in :attr:`ailing`."""
         for database in (self._entries, self._shared):
             with suppress(StoreError):
                 await database.write(_nothing)
+        for guard in self._guards:
+            await guard.check()
+
+    @property
+    def ailing(self) -> Mapping[str, str | None]:
+        """Of each place whether it works (None), or why not."""
+        return {guard.place: guard.ailing for guard in self._guards}
 
     async def close(self) -> None:
         """Finish what was begun and close the files."""

@@ -19,7 +19,16 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from gateway.flights import Tasks
-from gateway.store.base import Entry, Fill, Selector, Store, Stored, StoreError, StoreFull
+from gateway.store.base import (
+    Entry,
+    Fill,
+    Selector,
+    Store,
+    Stored,
+    StoreError,
+    StoreFull,
+    StoreRefuses,
+)
 from gateway.store.sharing import Leases, Listener, News, Records
 from policies.freshness import EntryMeta
 
@@ -174,18 +183,34 @@ class Guard:
         tasks: Tasks,
     ) -> None:
         """``probe`` is any call that works when reading works; it raises StoreError otherwise."""
-        self._place = place
+        self.place = place
         self._probe = probe
+        self._down: str | None = None
+        self._takes_nothing: str | None = None
         self._limit_s = limit_s
         self._tasks = tasks
         self._answers = Circuit(clock=clock, draw=draw, changed=self._answering_changed)
         self._takes = Circuit(clock=clock, draw=draw, changed=self._taking_changed)
 
+    @property
+    def ailing(self) -> str | None:
+        """Why the place is of no use now, or takes nothing; None: it works.
+
+        Who asks lets a probe be made, so that a place that is back is found without a request.
+        """
+        self._look_again()
+        return self._down or self._takes_nothing
+
+    async def check(self) -> None:
+        """Probe the place; one that fails several times in a row is down from the start."""
+        self._answers.probing = True
+        await self._probe_on()
+
     async def read(self, work: Callable[[], Awaitable[T]], *, limits: int = 1) -> T:
         """Do ``work``, which takes no room, within so many time limits. Raises: StoreError."""
         if not self._answers.passes:
             self._look_again()
-            raise StoreError(f"{self._place} does not answer")
+            raise StoreError(f"{self.place} does not answer")
         try:
             return await self._limited(work, limits)
         finally:
@@ -196,11 +221,11 @@ class Guard:
         takes = self._takes
         probes = takes.wants_probe
         if not takes.passes and not probes:
-            raise StoreFull(f"{self._place} takes nothing")
+            raise StoreFull(f"{self.place} takes nothing")
         takes.probing |= probes
         try:
             result = await self.read(work, limits=limits)
-        except StoreFull as error:
+        except (StoreFull, StoreRefuses) as error:
             takes.failed(error)
             raise
         finally:
@@ -213,7 +238,7 @@ class Guard:
         """Begin to probe in the background, if it is time to."""
         if self._answers.wants_probe:
             self._answers.probing = True
-            self._tasks.start(self._probe_on(), name=f"probe of {self._place}")
+            self._tasks.start(self._probe_on(), name=f"probe of {self.place}")
 
     async def _probe_on(self) -> None:
         """Probe until the place has answered, or the circuit has opened."""
@@ -245,24 +270,26 @@ class Guard:
     def _late(self, limit_s: float) -> StoreError:
         # Made here: an error that is a local of a frame it passes keeps all frames alive, and the
         # entries in them, until the collector looks for cycles.
-        late = StoreError(f"{self._place}: no answer within {1000 * limit_s:.0f} ms")
+        late = StoreError(f"{self.place}: no answer within {1000 * limit_s:.0f} ms")
         self._answers.failed(late)
         return late
 
     def _answering_changed(self, error: StoreError | None) -> None:
+        self._down = None if error is None else str(error)[:200]
         if error is not None:
-            _log.warning("store down", store=self._place, reason=str(error)[:200])
+            _log.warning("store down", store=self.place, reason=self._down)
         else:
-            _log.info("store back", store=self._place)
+            _log.info("store back", store=self.place)
 
     def _taking_changed(self, error: StoreError | None) -> None:
+        self._takes_nothing = None if error is None else f"takes nothing: {str(error)[:200]}"
         if error is not None:
-            _log.warning("store takes nothing", store=self._place, reason=str(error)[:200])
+            _log.warning("store takes nothing", store=self.place, reason=str(error)[:200])
         else:
-            _log.info("store takes entries again", store=self._place)
+            _log.info("store takes entries again", store=self.place)
 
     def __repr__(self) -> str:
-        return f"<Guard of {self._place}: answers {self._answers}, takes {self._takes}>"
+        return f"<Guard of {self.place}: answers {self._answers}, takes {self._takes}>"
 
 
 class Guarded:

@@ -13,10 +13,18 @@ from typing import Any, Final
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    ClusterError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.maint_notifications import MaintNotificationsConfig
 
-from gateway.store.base import StoreError, StoreFull
+from gateway.store.base import StoreError, StoreFull, StoreRefuses
 
 MOST_CONNECTIONS: Final = 64
 """Of one process; who finds none free waits, within the time limit of its call."""
@@ -43,6 +51,19 @@ def connect(url: str, *, limit_s: float) -> Redis:
     )
 
 
+CLUSTER: Final = (
+    "cluster mode",
+    "do not hash to the same slot",
+    "non local key",
+    "CLUSTERDOWN",
+    "CROSSSLOT",
+    "MOVED",
+    "Hash slot not served",
+)
+UNKNOWN: Final = ("NOAUTH", "WRONGPASS", "Authentication required", "username-password")
+REFUSED: Final = ("NOPERM", "has no permissions", "No permissions", "ACL failure")
+
+
 @contextmanager
 def failing_as_store() -> Iterator[None]:
     """What goes wrong between here and the server is a ``StoreError``."""
@@ -51,7 +72,22 @@ def failing_as_store() -> Iterator[None]:
     except (OutOfMemoryError, ReadOnlyError) as error:
         raise StoreFull(f"redis: {error}") from error
     except (RedisError, OSError) as error:
-        raise StoreError(f"redis: {type(error).__name__}: {error}") from error
+        refused = isinstance(error, ResponseError) and any(word in str(error) for word in REFUSED)
+        raise (StoreRefuses if refused else StoreError)(f"redis: {in_words(error)}") from error
+
+
+def in_words(error: Exception) -> str:
+    """What is wrong, and what an operator can do about it."""
+    text = str(error)
+    if isinstance(error, ClusterError) or any(word in text for word in CLUSTER):
+        return "this is a Redis Cluster; store.redis_url must name a single server"
+    if isinstance(error, AuthenticationError) or any(word in text for word in UNKNOWN):
+        return f"the user or the password in store.redis_url is wrong ({text})"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"the server's certificate is not trusted: name its CA with ssl_ca_certs ({text})"
+    if any(word in text for word in REFUSED):
+        return f"the user needs ~kvgate:* &kvgate:* and scripts ({text})"
+    return f"{type(error).__name__}: {text}"
 
 
 @dataclass(frozen=True, slots=True)

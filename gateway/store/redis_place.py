@@ -14,11 +14,17 @@ from gateway.store.guarded import (
     GuardedRecords,
 )
 from gateway.store.redis import RedisStore
-from gateway.store.redis_client import connect, failing_as_store
+from gateway.store.redis_client import Script, connect
 from gateway.store.redis_news import RedisNews
 from gateway.store.redis_sharing import RedisLeases, RedisRecords
 
 TOKEN_BYTES: Final = 12
+# Several keys, as our scripts use them: one that a cluster, or a user's rights, would not let pass.
+PROBE: Final = Script.of(
+    """#!lua flags=no-writes,allow-oom
+return {redis.call('EXISTS', KEYS[1]..':a'), redis.call('EXISTS', KEYS[1]..':b')}
+"""
+)
 
 
 class RedisPlace:
@@ -61,14 +67,22 @@ class RedisPlace:
         )
         return Guarded(store, self._guard)
 
+    async def open(self) -> None:
+        """Look whether the server can be used. A failure is logged, and shows in :attr:`ailing`."""
+        await self._guard.check()
+
+    @property
+    def ailing(self) -> Mapping[str, str | None]:
+        """Of each place whether it works (None), or why not."""
+        return {self._guard.place: self._guard.ailing}
+
     async def close(self) -> None:
         """Stop listening and give the connections back."""
         await self._listening.close()
         await self._client.aclose()
 
     async def _ping(self) -> None:
-        with failing_as_store():
-            await self._client.exists("")  # PING is typed as a promise or its value
+        await PROBE.run(self._client, f"{self._namespace}:probe".encode())
 
     def __repr__(self) -> str:
         return f"<RedisPlace {self._namespace}: {self._guard}>"
