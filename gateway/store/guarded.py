@@ -1,17 +1,16 @@
 """A time limit and a circuit breaker around whatever is kept outside this process's memory.
 
-Each call may take so long and no longer, by the store's time: while our own event loop is busy the answer
-may lie here unread, and that time does not count (:class:`StoreTime`). After a failure nobody else waits: calls fail at once until
-a probe in the background has found the place working. If that fails too, several times in a row, the
-circuit is open: one line in the log, probes become seldom and are only made while somebody asks. One
-late answer costs a few hits; a place that is gone costs the callers of one moment one time limit.
+Each call may take so long and no longer (:mod:`gateway.store.store_time`). After a failure nobody else
+waits: calls fail at once until a probe in the background has found the place working. If that fails
+too, several times in a row, the circuit is open: one line in the log, probes become seldom and are only
+made while somebody asks. One late answer costs a few hits; a place that is gone costs the callers of one
+moment one time limit.
 
 A place that is full (:class:`~gateway.store.base.StoreFull`) still gives back what it has: taking
 entries has a circuit of its own. One :class:`Guard` watches one place (a server, a folder); all that
 lies there shares it.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -30,6 +29,7 @@ from gateway.store.base import (
     StoreRefuses,
 )
 from gateway.store.sharing import Leases, Listener, News, Records
+from gateway.store.store_time import StoreTime
 from policies.freshness import EntryMeta
 
 FAILURES_IN_A_ROW: Final = 3
@@ -44,50 +44,9 @@ LONGEST_CALLS: Final = 10_000
 
 LEASE_CALLS: Final = 10
 """How many limits a lease may take: giving up on it costs a second computation."""
-MOST_LAG: Final = 10
-"""How many limits a call may last in all, however busy our loop is."""
-SLICES: Final = 5
-LATE_S: Final = 0.002
-"""A timer that is later than this, or than half a slice, says that our loop is busy."""
 
 T = TypeVar("T")
 _log = structlog.get_logger("kvgate.store")
-
-
-class StoreTime:
-    """A time limit that counts only while the loop is free. Raises TimeoutError, as asyncio's does."""
-
-    __slots__ = ("_due_s", "_last_s", "_left", "_loop", "_slice_s", "_timeout", "_timer")
-
-    def __init__(self, limit_s: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._timeout = asyncio.timeout(None)
-        self._slice_s = limit_s / SLICES
-        self._left = SLICES
-        self._last_s = self._loop.time() + MOST_LAG * limit_s
-        self._due_s = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-        self._wait()
-
-    async def __aexit__(self, *raised: Any) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        await self._timeout.__aexit__(*raised)
-
-    def _wait(self) -> None:
-        self._due_s = self._loop.time() + self._slice_s
-        self._timer = self._loop.call_at(self._due_s, self._slice_ended)
-
-    def _slice_ended(self) -> None:
-        now_s = self._loop.time()
-        self._left -= now_s - self._due_s <= max(LATE_S, self._slice_s / 2)
-        if self._left and now_s < self._last_s:
-            self._wait()
-        else:
-            self._timeout.reschedule(now_s)
 
 
 class Circuit:

@@ -6,7 +6,6 @@ from typing import Final
 
 from gateway.flights import Tasks
 from gateway.store.guarded import (
-    MOST_LAG,
     Guard,
     Guarded,
     GuardedLeases,
@@ -17,6 +16,7 @@ from gateway.store.redis import RedisStore
 from gateway.store.redis_client import Script, connect
 from gateway.store.redis_news import RedisNews
 from gateway.store.redis_sharing import RedisLeases, RedisRecords
+from gateway.store.store_time import MOST_LAG
 
 TOKEN_BYTES: Final = 12
 # Several keys, as our scripts use them: one that a cluster, or a user's rights, would not let pass.

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
@@ -395,34 +394,3 @@ class Wire:
 
     def listen(self, topic: str, listener: Listener) -> None:
         self.noted.append(topic)
-
-
-async def test_time_in_which_our_own_loop_is_busy_does_not_count(place: Place) -> None:
-    loop, answered = asyncio.get_running_loop(), asyncio.Event()
-
-    async def answers_meanwhile() -> str:
-        for _ in range(3):  # turns of the loop that an answer takes to be read
-            loop.call_soon(time.sleep, 0.025)
-            await asyncio.sleep(0)
-        loop.call_soon(answered.set)
-        await answered.wait()
-        return "done"
-
-    assert await place.guard.read(answers_meanwhile) == "done"
-    assert place.log == []
-
-
-async def test_however_busy_the_loop_is_a_call_ends(place: Place) -> None:
-    place.stuck = asyncio.Event()
-
-    async def busy() -> None:
-        while True:
-            time.sleep(0.02)  # noqa: ASYNC251 - that is the point
-            await asyncio.sleep(0)
-
-    working = Tasks()
-    working.start(busy(), name="busy")
-    assert str(await place.fails()) == "place: no answer within 10 ms"
-    await working.close()
-    place.stuck = None
-    await place.settled()
