@@ -2,6 +2,7 @@
 
 EngineError
 ├── RequestError            the client's fault; status 400 unless said otherwise
+│   ├── TokenError          401 invalid_api_key: a command without the gateway's token
 │   ├── ContextLengthError  400 context_length_exceeded, both numbers in the message
 │   └── UnknownModelError   404 model_not_found
 ├── OverloadedError         503, with Retry-After: nothing is wrong, come back
@@ -51,6 +52,16 @@ class RequestError(EngineError):
         super().__init__(message)
         self.param = param
         self.code = code
+
+
+class TokenError(RequestError):
+    """The engine belongs to a gateway, and this is not it."""
+
+    status = 401
+    type = "authentication_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="invalid_api_key")
 
 
 class ContextLengthError(RequestError):

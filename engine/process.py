@@ -33,6 +33,9 @@ from engine.service import Service
 STOPPED, FAILED = 0, 70
 _GRACE_S = 1.0  # for handlers to tell their clients
 _PARENT_POLL_S = 0.5
+TOKEN_VARIABLE = "KVGATE_ENGINE__TOKEN"  # noqa: S105 - its name, no token
+"""With a token in it every route but /healthz wants `Authorization: Bearer <token>`. No flag says it:
+any local user may read a command line."""
 _log = logging.getLogger("engine")
 
 
@@ -46,9 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.write(usage() + "\n")
         return STOPPED
     try:
+        token = os.environ.pop(TOKEN_VARIABLE, None)  # no child of ours needs it
         config = parse_config(given, os.environ)
         _log_to_stderr(config)
-        return _run(lambda: Server(config).run())
+        return _run(lambda: Server(config, token).run())
     except StartError as error:
         sys.stderr.write(f"kvgate engine: {' '.join(str(error).split())}\n")
         return error.exit_code
@@ -91,7 +95,8 @@ def _run(make: Callable[[], Coroutine[Any, Any, int]]) -> int:
 class Server:
     """One process: a listening socket, a model that is being loaded or there, a reason to stop."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, token: str | None = None) -> None:
+        self._token = token
         self._config = config
         self._slot = Slot()
         self._stopping = asyncio.Event()
@@ -107,7 +112,7 @@ class Server:
         if self._config.parent_pid is not None:
             _daemon(self._watch_parent, self._config.parent_pid)
         web_runner = web.AppRunner(
-            make_app(self._slot),
+            make_app(self._slot, token=self._token),
             handler_cancellation=True,
             shutdown_timeout=_GRACE_S,
             access_log=None,

@@ -13,6 +13,7 @@ While a stream waits, a comment goes out every 10 s. One before the first token 
 
 from __future__ import annotations
 
+import hmac
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
@@ -20,12 +21,13 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from engine import routes_kv
 from engine.answers import Delta
 from engine.api import parse_chat, parse_completion
 from engine.call import Call
-from engine.errors import EngineError, NotReadyError, RequestError
+from engine.errors import EngineError, NotReadyError, RequestError, TokenError
 from engine.service import Service
 from engine.wire import (
     PACE,
@@ -47,9 +49,9 @@ _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_app(slot: Slot, pace: Pace | None = None) -> web.Application:
-    """All routes. Run it with `handler_cancellation=True`, or leaving clients are not noticed."""
-    app = web.Application(client_max_size=_BODY_BYTES, middlewares=[_errors])
+def make_app(slot: Slot, pace: Pace | None = None, token: str | None = None) -> web.Application:
+    """All routes. With a `token` every one but /healthz wants it. Run it with `handler_cancellation=True`, or leaving clients are not noticed."""
+    app = web.Application(client_max_size=_BODY_BYTES, middlewares=[_errors, _guard(token)])
     app[SLOT] = slot
     app[PACE] = pace or Pace()
     app.on_response_prepare.append(_name_request)
@@ -64,6 +66,21 @@ def make_app(slot: Slot, pace: Pace | None = None) -> web.Application:
         ]
     )
     return app
+
+
+def _guard(token: str | None) -> Middleware:
+    """Other local processes reach the port too; they do not have the token."""
+    wanted = None if token is None else f"Bearer {token}".encode()
+
+    @web.middleware
+    async def guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if wanted is not None and request.path != "/healthz":
+            given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+            if not hmac.compare_digest(given, wanted):
+                raise TokenError("This engine takes commands from its gateway only.")
+        return await handler(request)
+
+    return guard
 
 
 # -- OpenAI --------------------------------------------------------------------------------------

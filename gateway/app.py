@@ -40,7 +40,7 @@ from gateway.explaining import Explainer
 from gateway.flights import Flights, Tasks
 from gateway.journal import Journal
 from gateway.journal_open import open_journal
-from gateway.kv_secret import kv_secret
+from gateway.kv_secret import engine_token, kv_secret
 from gateway.logs import redacted
 from gateway.metrics import Metrics
 from gateway.numbers import Ask, Numbers, added_up
@@ -131,11 +131,12 @@ async def build(
     configured collector.
     """
     rules = config.rules(kv_secret=team.kv_secret if team else await kv_secret(config))
+    token = engine_token(rules.kv_secret)
     session = aiohttp.ClientSession(connector=Connector(keepalive_s=KEEPALIVE_S))
     tasks = Tasks()
-    engines = _engines(config, tasks, team)
+    engines = _engines(config, tasks, team, token)
     manner = _manner(config, clock, draw)
-    backends = served(config, session, engines, clock, now)
+    backends = served(config, session, engines, clock, now, token=token)
     router = _router(config, backends, manner, engines=engines, tasks=tasks, team=team)
     several, news = team is not None, team.news if team else None
     places = await open_places(
@@ -200,14 +201,12 @@ async def build(
     return app
 
 
-def _engines(config: Config, tasks: Tasks, team: Team | None) -> Engines | None:
+def _engines(config: Config, tasks: Tasks, team: Team | None, token: str) -> Engines | None:
     if team is not None:
         return team.engines
-    return (
-        Replicas(config.engine, tasks=tasks, server=config.server)
-        if config.engine_enabled()
-        else None
-    )
+    if not config.engine_enabled():
+        return None
+    return Replicas(config.engine, tasks=tasks, server=config.server, token=lambda: token)
 
 
 def _metrics(config: Config, router: Router) -> Metrics:

@@ -11,7 +11,7 @@ import secrets
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +43,11 @@ async def kv_secret(config: Config, environ: Mapping[str, str] = os.environ) -> 
         _log.warning("KV secret replaced by the one on Redis", file=str(file) if file else None)
         _replace(file, shared)
     return sha256(shared.encode()).digest()
+
+
+def engine_token(secret: bytes) -> str:
+    """What the bundled engine wants to hear of every command: the same in all processes of a gateway."""
+    return blake2b(key=secret, digest_size=32, person=b"kvgate engine").hexdigest()
 
 
 def known_secret(config: Config, environ: Mapping[str, str]) -> bytes | None:

@@ -54,6 +54,7 @@ PASSED_ON: Final = (
     "threads", "chunk_tokens", "max_sequences", "speculate_tokens", "verify_share",
     "max_waiting",
 )  # fmt: skip
+TOKEN_VARIABLE: Final = "KVGATE_ENGINE__TOKEN"  # noqa: S105 - its name, no token
 LOGGING: Final = ("log_level", "log_format")  # as we do
 
 
@@ -92,6 +93,7 @@ class EngineProcess:
         output: where the child's output goes on to; our own standard error by default.
         clock, sleep, draw, grace_s: time and chance, for the tests.
         on_change: called when :meth:`view` has changed.
+        token: what the engine is to want of every command, asked for at each start of the child.
     """
 
     def __init__(
@@ -109,7 +111,9 @@ class EngineProcess:
         draw: Callable[[], float] = random.random,  # noqa: TID251  # spreads restarts, nothing else
         grace_s: float = GRACE_S,
         on_change: Callable[[], None] = lambda: None,
+        token: Callable[[], str] | None = None,
     ) -> None:
+        self._token = token
         self._state: State = "stopped"
         self._on_change = on_change
         self.reason: str | None = None
@@ -206,7 +210,9 @@ class EngineProcess:
         command = (*self._command, *(str(word) for pair in flags.items() for word in pair))
         child = self._child = Child(self._output, self._log.info if self._as_json else None)
         try:
-            await child.spawn(command, self._environ)
+            # By the environment: any local user may read a command line.
+            token = {} if self._token is None else {TOKEN_VARIABLE: self._token()}
+            await child.spawn(command, {**self._environ, **token})
         except OSError as error:
             self._child = None
             self._log.error("engine not started", reason=error.strerror)

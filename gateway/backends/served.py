@@ -23,12 +23,14 @@ def served(
     engines: Engines | None,
     clock: Callable[[], float],
     now: Callable[[], float] | None = None,
+    *,
+    token: str | None = None,
 ) -> list[Served]:
     """Each backend and its models, in the operator's order.
 
-    ``clock`` is monotonic, ``now`` unix time, in seconds.
+    ``token`` is what the embedded engines want to hear. ``clock`` is monotonic, ``now`` unix time, in seconds.
     """
-    found = [] if engines is None else list(_embedded(config, session, engines, clock))
+    found = [] if engines is None else list(_embedded(config, session, engines, clock, token))
     for wish in config.backends:
         lanes = None
         if wish.max_concurrency:
@@ -65,7 +67,11 @@ def upstreams(config: Config, backends: Sequence[Backend]) -> list[Upstream]:
 
 
 def _embedded(
-    config: Config, session: aiohttp.ClientSession, engines: Engines, clock: Callable[[], float]
+    config: Config,
+    session: aiohttp.ClientSession,
+    engines: Engines,
+    clock: Callable[[], float],
+    token: str | None,
 ) -> Iterator[Served]:
     wish = config.engine
     limits = Timeouts(read_s=wish.read_timeout, first_token_s=wish.first_token_timeout)
@@ -75,6 +81,7 @@ def _embedded(
             session=session,
             locate=partial(locate, engines, name),
             clock=clock,
+            api_key=token,
             dialect="kvgate",
             timeouts=limits,
             passes_trace=config.tracing.pass_on,

@@ -31,7 +31,7 @@ from gateway.backends.embedded import CANNOT_START, code_environment
 from gateway.backends.replicas import Replicas, watch_start
 from gateway.config import Config
 from gateway.flights import Tasks
-from gateway.kv_secret import kv_secret
+from gateway.kv_secret import engine_token, kv_secret
 from gateway.numbers import Numbers, added_up
 from gateway.stop_signals import on_stop_signals
 from gateway.tally import Statistics
@@ -115,7 +115,8 @@ class Supervisor:
         self._code = 0
         self._engines: Replicas | None = None
         if config.engine_enabled():
-            self._engines = Replicas(config.engine, tasks=self._tasks, server=config.server)
+            more = {"server": config.server, "token": lambda: engine_token(self._kv_secret)}
+            self._engines = Replicas(config.engine, tasks=self._tasks, **more)
             self._engines.watch(self._tell_of_engines)
             if not config.backends:
                 watch_start(self._engines, self._given_up)

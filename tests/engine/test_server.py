@@ -26,6 +26,26 @@ async def test_what_is_no_json_object_is_refused(body: bytes) -> None:
         assert error["code"] in ("invalid_json", "invalid_type")
 
 
+async def test_with_a_token_every_route_but_health_wants_it() -> None:
+    async with scripted(token="the gateway's own") as one:
+        for given in (None, "", "Bearer", "Bearer wrong", "the gateway's own", "Bearer \xff"):
+            headers = {} if given is None else {"Authorization": given}
+            for method, path in (("POST", CHAT), ("GET", "/v1/models"), ("GET", "/kv/stats"),
+                                 ("POST", "/kv/invalidate"), ("GET", "/nowhere")):  # fmt: skip
+                response = await one.client.request(method, path, headers=headers, json=chat())
+                assert response.status == 401
+                error = (await response.json())["error"]
+                assert (error["code"], error["type"]) == ("invalid_api_key", "authentication_error")
+        assert (await one.client.get("/healthz")).status == 200
+        own = {"Authorization": "Bearer the gateway's own"}
+        assert (await one.client.post(CHAT, json=chat(), headers=own)).status == 200
+
+
+async def test_without_a_token_the_engine_alone_is_open() -> None:
+    async with scripted() as one:
+        assert (await one.client.post(CHAT, json=chat())).status == 200
+
+
 async def test_unknown_members_are_ignored_and_null_is_absent() -> None:
     async with scripted() as one:
         body = chat(store=True, prediction={"x": 1}, temperature=None, stop=None, kv=None, n=None)

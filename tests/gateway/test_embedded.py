@@ -94,6 +94,15 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
             await bench.engine.stop()
 
 
+async def test_the_token_goes_by_the_environment_and_no_command_line(bench: Bench) -> None:
+    engine = await bench.start(token=lambda: "canary-token")
+    await until(lambda: engine.state == "ready")
+    (start,) = bench.starts()
+    assert start["env"]["KVGATE_ENGINE__TOKEN"] == "canary-token"
+    assert b"canary-token" not in b"".join(map(command_line, running_fakes()))
+    assert "canary-token" not in bench.output.getvalue().decode() + str(bench.logs)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what another process does; there is no event to wait for."""
     async with asyncio.timeout(20):
@@ -101,11 +110,15 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+def command_line(pid: str) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def running_fakes() -> list[str]:
     """Our children that are fake engines, where the system can say so."""
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     pids = children.read_text().split() if children.exists() else []
-    return [pid for pid in pids if b"fake_engine" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in pids if b"fake_engine" in command_line(pid)]
 
 
 def alive(pid: int) -> bool:

@@ -158,11 +158,13 @@ class Scripted:
 
 
 @asynccontextmanager
-async def scripted(pace: Pace | None = None, **how: Any) -> AsyncIterator[Scripted]:
+async def scripted(
+    pace: Pace | None = None, *, token: str | None = None, **how: Any
+) -> AsyncIterator[Scripted]:
     """Everything started; at the end no block may be held."""
     one = Scripted(**how)
     one.engine.start()
-    server = TestServer(make_app(one.slot, pace))
+    server = TestServer(make_app(one.slot, pace, token))
     await server.start_server()  # cancels handlers, as the engine's own runner does
     one.client = TestClient(server)
     try:
