@@ -25,6 +25,7 @@ TURN: Final = 128
 """Pieces that come or are read one after another before others get their turn."""
 MAX_UNREAD_BYTES: Final = 64 * 1024
 """Of a stream: work that is so far ahead of its fastest reader waits."""
+_LET_GO: Final = Comment(b"")
 MAX_LANDED: Final = 1024
 """Landings remembered: more than happen while one look-up is on its way."""
 
@@ -74,13 +75,15 @@ class Flight:
         "error",
         "finish_alone",
         "lane",
+        "once",
         "pieces",
         "readers",
         "settled",
         "task",
     )
 
-    def __init__(self, *, finish_alone: bool, lane: Lane, began_at: float) -> None:
+    def __init__(self, *, finish_alone: bool, lane: Lane, began_at: float, once: bool) -> None:
+        self.once = once
         self.lane = lane
         self.began_at = began_at
         self.pieces: list[Piece] = []
@@ -98,6 +101,7 @@ class Flight:
 
     def read(self) -> "Reader":
         """A reader that starts from the first piece."""
+        assert not (self.once and self._read_to), "what was read once is gone"
         self.readers += 1
         return Reader(self)
 
@@ -122,9 +126,12 @@ class Flight:
         """A reader has taken the pieces before ``position``."""
         if position <= self._read_to:
             return
-        for piece in self.pieces[self._read_to : position]:
+        for place in range(self._read_to, position):
+            piece = self.pieces[place]
             if isinstance(piece, Chunk):
                 self._unread_bytes -= piece.size_bytes
+                if self.once:
+                    self.pieces[place] = _LET_GO
         self._read_to = position
         self._go_on()
 
@@ -274,13 +281,15 @@ class Flights:
         finish_alone: bool = False,
         lane: Lane = "interactive",
         began_at: float = 0.0,
+        once: bool = False,
     ) -> Flight:
         """Start ``work`` at ``began_at`` (unix seconds). With a key others may find it until it has ended.
 
+        ``once``: it has one reader ever, so that what that one has read need not be held.
         The work may go on after its last piece (to store the answer): the key stays taken
         until then, so that nobody starts the same work in between.
         """
-        flight = Flight(finish_alone=finish_alone, lane=lane, began_at=began_at)
+        flight = Flight(finish_alone=finish_alone, lane=lane, began_at=began_at, once=once)
         if key is not None:
             self._by_key[key] = flight
 

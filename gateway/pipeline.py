@@ -224,6 +224,7 @@ class Pipeline:
                 lambda: self._work(call, plan, backend, led=led),
                 lane=plan.lane,
                 began_at=self._now(),
+                once=not shared,
             )
         flight.finish_alone |= finish_alone
         return Boarded(flight, flight.read(), collapsed)

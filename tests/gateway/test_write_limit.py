@@ -152,6 +152,26 @@ async def test_work_that_ends_without_readers_never_waits_for_one() -> None:
     await tasks.close()
 
 
+async def test_work_that_is_read_once_holds_nothing_of_what_was_read() -> None:
+    async def work() -> Any:
+        yield Opening({})
+        for number in range(500):
+            yield Chunk({"number": number}, 1000)
+        yield Completed(Usage(), 0.0)
+
+    tasks = Tasks()
+    flight = Flights(tasks).start(None, work, once=True)
+    numbers = []
+    async for pieces in flight.read().batches():
+        numbers += [piece.data["number"] for piece in pieces if isinstance(piece, Chunk)]
+        held = sum(piece.size_bytes for piece in flight.pieces if isinstance(piece, Chunk))
+        assert held <= MAX_UNREAD_BYTES + 1000
+    assert numbers == list(range(500))
+    with pytest.raises(AssertionError, match="gone"):
+        flight.read()
+    await tasks.close()
+
+
 def heavy(chunks: int = MANY) -> Reply:
     return stream_reply(*[HEAVY] * chunks, END, DONE)
 
