@@ -23,6 +23,7 @@ JSONEncodeError = orjson.JSONEncodeError
 _LONG: Final = b"0" * 16  # digits in a row that may be more than an int64 or a double holds
 _FAR: Final = b"0e000"  # an exponent that may lie beyond a double
 _ZEROS: Final = bytes.maketrans(b"123456789E", b"000000000e")
+_DIGITS: Final = b"0123456789."
 _BLANKS: Final = b" \t\r\n"
 _TOO_DEEP: Final = "Recursion limit"
 _NO_NUMBERS: Final = {"NaN", "Infinity", "-Infinity"}
@@ -114,7 +115,13 @@ def _is_exact(raw: bytes, value: Any) -> bool:
 
 
 def _bare(raw: bytes) -> bytes:
-    return raw.translate(None, _BLANKS).replace(b"e-0", b"e-")
+    """Without blanks, and with Python's exponents as orjson writes them."""
+    *parts, last = raw.translate(None, _BLANKS).split(b"e-05")
+    written = []
+    for part in parts:  # orjson writes these numbers without an exponent
+        head = part.rstrip(_DIGITS)
+        written.append(b"%b0.0000%b" % (head, part[len(head) :].replace(b".", b"")))
+    return b"".join((*written, last)).replace(b"e-0", b"e-")
 
 
 def _exactly(raw: bytes, value: Any) -> Any:

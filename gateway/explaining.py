@@ -19,6 +19,7 @@ from gateway.contexts import Contexts
 from gateway.errors import GatewayError
 from gateway.flights import Flights
 from gateway.misses import Misses
+from gateway.off_loop import off_loop
 from gateway.recall import Recall
 from gateway.router import Router, Target
 from gateway.store.base import Selector, StoreError
@@ -83,7 +84,9 @@ class Explainer:
         target = self._router.target(call.model, named=call.names_model)
         directive = replace(directive, debug=True)  # so that a miss is told with all that is known
         fit = await self._contexts.foresee(call, directive, principal)
-        plan = fit.plan(directive, principal, self._rules, target.model)
+        plan = await off_loop(
+            call.size_bytes, fit.plan, directive, principal, self._rules, target.model
+        )
         told: dict[str, Any] = {
             "object": "cache.explanation",
             "endpoint": call.endpoint,

@@ -15,6 +15,7 @@ from gateway.contexts import Fitted
 from gateway.errors import GatewayError, from_failed, from_request_error
 from gateway.flights import FlightBroken, FlightCancelled
 from gateway.journal import Journal
+from gateway.off_loop import off_loop
 from gateway.outcomes import with_usage
 from gateway.pipeline import Flown, Kept, Pipeline
 from gateway.request_log import Visit
@@ -103,7 +104,9 @@ class Warming:
         call, directive = self._read_item(item)
         target = self._router.target(call.model)
         fit = await self._fit(call, directive, principal)
-        plan = fit.plan(directive, principal, self._rules, target.model)
+        plan = await off_loop(
+            call.size_bytes, fit.plan, directive, principal, self._rules, target.model
+        )
         return Asked(fit.call, plan, target.backend)
 
     def _read_item(self, item: Item) -> tuple[Call, Directive]:
@@ -113,7 +116,8 @@ class Warming:
             limits=self._rules.limits,
             prompt_cache_key=item.own.get("prompt_cache_key"),
         )
-        return parse_call("chat", item.body), directive
+        call = parse_call("chat", item.body)
+        return replace(call, size_bytes=_characters(call)), directive
 
     def check(self, item: Item, principal: Principal) -> None:
         """Whether it may be asked at all, as far as one need not look anything up.
@@ -236,6 +240,12 @@ class Warming:
                 message=f"answered, but not stored: {plan.why_not or 'too large, or no room'}",
             )
         return Warmed("done", plan.public_key, tokens, seconds)
+
+
+def _characters(call: Call) -> int:
+    """Of its texts: about the size of the body that nobody has sent."""
+    texts = (message.get("content") for message in call.messages)
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _failed(plan: Plan | None, error: GatewayError) -> Warmed:

@@ -11,6 +11,7 @@ from aiohttp import web
 from gateway.auth import Authenticator
 from gateway.errors import ClientFault
 from gateway.explaining import Explainer
+from gateway.off_loop import off_loop
 from gateway.routes.shape import body_of, call_in, guarded, json_of, json_response, spoken_in
 from policies.call import Endpoint, endpoint_of
 from policies.rules import Limits
@@ -37,7 +38,9 @@ class Explain:
         principal = self._authenticator.principal(request.headers)
         raw = await body_of(request)
         endpoint = endpoint_asked(request.query.get("endpoint"), raw)
-        call, directive = call_in(endpoint, raw, spoken_in(request), self._limits)
+        call, directive = await off_loop(
+            len(raw), call_in, endpoint, raw, spoken_in(request), self._limits
+        )
         return json_response(await self._explainer.explain(call, directive, principal))
 
 

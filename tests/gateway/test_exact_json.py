@@ -53,7 +53,18 @@ def test_no_number_changes_its_value_on_the_way(texts: list[str]) -> None:
 
 
 def test_digits_in_a_text_and_floats_of_any_server_stay_what_they_are() -> None:
-    value = {"text": "call 1234567890123456789", "vector": [5.3e-05, -0.006929283495992422, 1e-07]}
+    value = {
+        "text": "call 1234567890123456789",
+        "vector": [
+            5.3e-05,
+            1.2345678901234567e-05,
+            1e-05,
+            9e-06,
+            1.5e16,
+            -0.006929283495992422,
+            1e-07,
+        ],
+    }
     for raw in (json.dumps(value).encode(), json.dumps(value, separators=(",", ":")).encode()):
         assert exact_json.loads(raw) == value
         assert type(exact_json.loads(raw)["vector"][0]) is float

@@ -63,11 +63,20 @@ def test_it_ends_with_nothing_half_done() -> None:
 def test_records_give_back_what_was_written() -> None:
     job = job_of("One?", {"question": "Two?", "ttl": 60})
     job.places[0] = Warmed("failed", "k", 3, 0.5, "c", "m")
-    job.end("done", 2000.0)
     assert read_job(job.wish(), job.state()) == job
     fresh = read_job(job.wish(), None)
     assert fresh is not None
     assert (fresh.status, fresh.places) == ("running", ["pending", "pending"])
+
+
+def test_the_record_of_a_job_that_ended_holds_its_state_and_no_text() -> None:
+    job = job_of("One?", "Two?")
+    job.places[0] = Warmed("failed", "k", 3, 0.5, "c", "m")
+    job.end("done", 2000.0)
+    assert b"One?" not in job.wish()
+    found = read_job(job.wish(), job.state())
+    assert found is not None
+    assert (found.status, found.finished_at, found.places) == ("done", 2000.0, job.places)
 
 
 @pytest.mark.parametrize(
