@@ -179,6 +179,8 @@ class Folding:
             self.merge_all(have, value, _IN_DELTA.get(name, rule) if rule.pieces else rule)
         elif isinstance(have, list | _Pieces) and isinstance(value, list):
             into[name] = self._listed(name, have, value, rule)
+        elif rule.pieces and isinstance(have, _LISTED) and isinstance(value, list | dict):
+            into[name] = self._said(name, have, value, rule)  # a list, where the other is none
         elif name not in _ONCE or not have:
             if isinstance(have, str | list | dict | _Pieces):
                 self._size -= _size_of(_done(have))
@@ -340,6 +342,9 @@ class _Pieces:
         return not item.get("signature") if says else bool(piece.get("signature"))
 
 
+_LISTED: Final = (list, _Pieces, _Object)
+
+
 class _Choice:
     """One choice being folded."""
 
@@ -418,7 +423,7 @@ def _parts(value: Any) -> list[Any]:
     """What a message says, as a list of parts."""
     if isinstance(value, str | _Text):
         return [{"type": "text", "text": "".join(value)}]
-    return value if isinstance(value, list) else [value]
+    return value if isinstance(value, list) else [_done(value)]
 
 
 def _come_in_pieces(name: str, values: list[Any]) -> bool:

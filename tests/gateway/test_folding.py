@@ -50,7 +50,7 @@ BLOCKS = st.lists(BLOCK, max_size=3)
 UNKNOWN = st.none() | st.booleans() | st.integers() | WORDS | BLOCKS | objects(severity=WORDS)
 DELTA = objects(
     role=st.sampled_from(["assistant", "", None]),
-    content=st.none() | WORDS | BLOCKS,
+    content=st.none() | WORDS | BLOCKS | BLOCK,
     refusal=st.none() | WORDS,
     reasoning_content=st.none() | WORDS,
     reasoning=st.none() | WORDS | BLOCKS,
@@ -63,7 +63,7 @@ DELTA = objects(
     thinking_blocks=BLOCKS,
     images=BLOCKS,
     executed_tools=st.lists(CALL, max_size=2),
-    x_other=UNKNOWN,
+    x_other=UNKNOWN | BLOCK,
 )
 SCORES = st.none() | st.lists(objects({"token": WORDS, "logprob": st.floats(-9, 0)}), max_size=2)
 PIECE = st.fixed_dictionaries(
