@@ -22,7 +22,6 @@ from aiohttp import web
 
 from gateway.analytics import Conversations
 from gateway.auth import OPEN_TENANT, Authenticator
-from gateway.backends.checks import Checked
 from gateway.backends.connections import Connector
 from gateway.backends.figures import figures
 from gateway.backends.health import Health
@@ -331,9 +330,16 @@ def _router(
     )
     if engines is not None:
         follow(engines, router, tasks)
+        engines.watch(partial(_back, engines, manner.health))
     if team is not None:
         share(router, team.news, tasks)
     return router
+
+
+def _back(engines: Engines, health: Health, name: str) -> None:
+    """An engine's own process says that it is ready: no check is needed to know it."""
+    if is_ready(engines, name):
+        health.alive(name)
 
 
 def _contexts(
@@ -445,11 +451,8 @@ async def _lifetime(
     await gateway.contexts.load()
     sweeping = Tasks()
     sweeping.start(gateway.contexts.sweep(asyncio.sleep), name="contexts swept")
-    for backend in gateway.router.backends:
-        if isinstance(backend, Checked):
-            gateway.watch.add(backend)
-    learned = gateway.router.learn
-    await gateway.watch.start(upstreams(gateway.config, gateway.router.backends), learned)
+    asked = upstreams(gateway.config, gateway.router.backends)
+    await gateway.watch.start(asked, gateway.router.learn)
     try:
         yield
     finally:

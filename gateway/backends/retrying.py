@@ -286,7 +286,7 @@ class Retrying:
         return Failed(
             status=503,
             code="backend_down",
-            message=f"{self.name} has failed repeatedly and is left alone for a moment",
+            message=f"{self.name} cannot be reached; the gateway goes on checking it",
             retry_after_s=max(1.0, wait_s),
             fault="backend",
         )

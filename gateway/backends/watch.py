@@ -66,7 +66,12 @@ class Watch:
     async def start(
         self, upstreams: Sequence[Upstream], learned: Callable[[str, Sequence[str]], None]
     ) -> None:
-        """Check each of them once; ``learned`` gets its name and models. Waits a moment for the answers."""
+        """Check each of them now, and later in doubt; ``learned`` gets its name and models.
+
+        Waits a moment for the answers.
+        """
+        for upstream in upstreams:
+            self.add(upstream.backend)
         self._unlearned = {upstream.backend.name: (upstream, learned) for upstream in upstreams}
         self._pending = set(self._unlearned)
         if not upstreams:

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from tests.kit.llama_peer import llama_server
-from tests.kit.scripted_upstream import Seen
+from tests.kit.scripted_upstream import CHECK, Seen
 from tests.kit.service import Answer, Service, serving
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
@@ -40,7 +40,8 @@ class Tap:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request, streamed back as it comes."""
         raw = await request.read()
-        self.seen.append(Seen(request.method, request.path_qs, request.headers.copy(), raw))
+        if request.headers.get("User-Agent") != CHECK:
+            self.seen.append(Seen(request.method, request.path_qs, request.headers.copy(), raw))
         headers = {name: value for name, value in request.headers.items() if name != "Host"}
         async with self._session.request(
             request.method, self._onward + request.path_qs, data=raw, headers=headers
