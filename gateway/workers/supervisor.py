@@ -115,7 +115,7 @@ class Supervisor:
         self._code = 0
         self._engines: Replicas | None = None
         if config.engine_enabled():
-            more = {"server": config.server, "token": lambda: engine_token(self._kv_secret)}
+            more: Any = {"server": config.server, "token": lambda: engine_token(self._kv_secret)}
             self._engines = Replicas(config.engine, tasks=self._tasks, **more)
             self._engines.watch(self._tell_of_engines)
             if not config.backends:
