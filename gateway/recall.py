@@ -24,7 +24,7 @@ SHAPES_PER_PLACE: Final = 8
 MAX_SHAPE_BYTES: Final = 32 * 1024
 MAX_PAST: Final = 65_536
 """Entries that were seen past their ttl."""
-MAX_NOTES: Final = 4096
+MAX_NOTES: Final = 1024
 """Entries of which it is known what made them and how often they were served."""
 
 
