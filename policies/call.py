@@ -284,9 +284,8 @@ def _check_input(name: str, value: object, *, most: int | None = None) -> None:
         raise _wrong_type(f"{name}[0]", value[0], "a string, a token id or a list of token ids")
     if len(set(map(type, value))) == 1:
         return
-    for place, item in enumerate(value):
-        if type(item) is not kind:
-            raise _wrong_type(f"{name}[{place}]", item, "of the same type as the items before it")
+    place = next(place for place, item in enumerate(value) if type(item) is not kind)
+    raise _wrong_type(f"{name}[{place}]", value[place], "of the same type as the items before it")
 
 
 def _include_usage(options: object) -> bool:

@@ -21,6 +21,7 @@ from policies.call import (
     endpoint_of,
     json_type,
     parse_call,
+    verbatim,
 )
 from policies.keys import fingerprint
 from policies.numbers import ExactNumber
@@ -339,3 +340,11 @@ def test_token_ids_of_one_input_and_prompts_are_not_counted_as_inputs() -> None:
 def test_a_large_body_has_the_canonical_form_of_a_small_one() -> None:
     call = call_of("?", x=[1.0, {"b": 2, "a": ExactNumber("1e400")}, "😀"])
     assert canonical(replace(call, size_bytes=ONE_CALL_BYTES + 1)) == canonical(call)
+
+
+def test_a_body_is_verbatim_canonical_when_the_key_says_all_of_it() -> None:
+    call = call_of("?", temperature=0.5, seed=ExactNumber("0.10000000000000001"))
+    assert verbatim(call, {**call.body, "model": "another"}) == canonical(call)
+    for beside in ({"user": "u"}, {"x": None}, {"stream": False}, {"n": 1.0}):
+        told = call_of("?", **beside)
+        assert verbatim(told, told.body) != canonical(told)
