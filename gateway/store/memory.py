@@ -94,7 +94,7 @@ class MemoryStore:
         kept = kept and self._make_room(self._order, self._entries, size, entry, gone, now=now)
         if kept:
             # A copy is as large as it is charged: orjson's own result keeps a buffer of up to 8 times that.
-            self._entries[meta.key] = Entry(meta, bytes(memoryview(entry.body)))
+            self._entries[meta.key] = Entry(meta, self.compact(entry.body))
             if share is not None:
                 share.currsize += size
         return Stored(
@@ -156,6 +156,10 @@ class MemoryStore:
             ]
             found = nsmallest(limit, found + self._select(selector, near), key=lambda one: one.key)
         return found
+
+    def compact(self, body: bytes) -> bytes:
+        """A copy that holds no more than its bytes: a serializer's buffer is larger than its text."""
+        return bytes(memoryview(body))
 
     def fill(self) -> Fill:
         """See :meth:`gateway.store.base.Store.fill`."""
