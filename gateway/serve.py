@@ -40,13 +40,13 @@ def serve(config: Config) -> int:
     Raises:
         OSError: the address cannot be bound (``EADDRINUSE`` and its like).
     """
-    config = fitted(config, allowed())
     server = config.server
     if server.workers > 1:
         listeners = _bind_several(server.host, server.port, server.workers)
     else:
         listeners = [_bind(server.host, server.port)]
     try:
+        config = fitted(config, allowed())
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             if server.workers > 1:
                 url, bind = url_of(listeners[0]), _beside(listeners[0])

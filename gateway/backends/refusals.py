@@ -274,12 +274,12 @@ def _compact(value: Any) -> str:
 
 
 def _text(raw: bytes) -> str:
-    """Text that is no JSON: of a page its title, else what it says, on one line."""
+    """Text that is no JSON: of a page its title, else what it says, on one line, without keys."""
     text = raw[: 8 * LONGEST_WORDS].decode(errors="replace")
     if text.lstrip().startswith("<"):
         title = _TITLE.search(text)
         text = unescape(title[1] if title else _TAG.sub(" ", text))
-    return _shortened(" ".join(text.split()))
+    return _shortened(redacted(" ".join(text.split())))
 
 
 def _shortened(text: str) -> str:

@@ -216,7 +216,6 @@ async def test_only_health_is_open() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "unknown_url"),
         ("POST", "/v1/chat/completions/", 404, "unknown_url"),
         ("POST", "/v2/chat/completions", 404, "unknown_url"),
         ("GET", "/v1/completions", 405, "method_not_allowed"),

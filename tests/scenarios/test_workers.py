@@ -369,7 +369,9 @@ async def test_ctrl_c_at_any_moment_of_the_start_leaves_nobody(tmp_path: Path, l
     command = [sys.executable, "-m", "gateway", "serve", "--workers", "2", "--port", "0"]
     config = tmp_path / "config.yaml"
     backend = {"name": "up", "base_url": "http://127.0.0.1:9/v1", "models": ["m"]}
-    config.write_text(json.dumps({"backends": [backend], "server": {"log_format": "json"}}))
+    sizes = {tier: {"max_bytes": "64MiB"} for tier in ("hot", "warm", "cold")}  # chosen: no line
+    document = {"backends": [backend], "server": {"log_format": "json"}, "tiers": sizes}
+    config.write_text(json.dumps(document))
     environ = os.environ | {"KVGATE_STORE__DISK_PATH": str(tmp_path / "store")}
     process = await asyncio.create_subprocess_exec(
         *command, "--config", str(config), stderr=subprocess.PIPE, env=environ
