@@ -275,7 +275,7 @@ class ContextRecords:
 
     async def _erase_edition(self, terms: Terms) -> None:
         self._bases.pop((terms.tenant, terms.edition), None)
-        with suppress(StoreError):  # nobody can come to these any more; a sweep comes by
+        with suppress(StoreError):  # no request reaches these any more; the next sweep erases them
             await self._erase_texts(terms.tenant, terms.edition)
 
     async def _erase_texts(self, tenant: str, edition: str) -> None:

@@ -136,7 +136,7 @@ class Flight:
         self._go_on()
 
     async def _room(self) -> None:
-        """Wait until a reader takes something, or leaves: what nobody reads must not fill memory."""
+        """Wait until a reader takes something, or leaves. Pieces without readers must not fill memory."""
         self._full = asyncio.get_running_loop().create_future()
         try:
             await self._full

@@ -41,7 +41,7 @@ def allowed(root: Path = Path("/")) -> Allowed | None:
 
 
 def fitted(config: Config, limit: Allowed | None) -> Config:
-    """``config`` with the sizes that nobody chose made to fit. One log line says what was changed."""
+    """``config``, with the sizes that the operator did not choose made to fit. One log line tells the changes."""
     if limit is None:
         return config
     tiers, chosen = _tiers(config, limit.size_bytes * TIERS_SHARE / config.server.workers)

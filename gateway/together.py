@@ -175,7 +175,7 @@ def _refusal(found: Sequence[Kept | Missed]) -> Kept | None:
 
 
 class Company:
-    """Inputs that nobody has, and the one call that computes them.
+    """Inputs that are not stored, and the one call that computes them.
 
     What the backend says is for all members at once, but they are told of it some at a time: two
     thousand tasks that wake together would hold the loop for a third of a second.
@@ -349,7 +349,7 @@ class Share:
                 return
             # It was said of all of them, and may be true of another one only.
             if self._flight.readers <= 1:
-                self._flight.abandoned = True  # so that nobody joins it any more
+                self._flight.abandoned = True  # so that no call joins it any more
                 raise from_failed(company.failed)
         # Somebody else asks for this input too, and not for the company it is in.
         async with aclosing(self._company.backend.run(call, plan)) as pieces:

@@ -243,7 +243,7 @@ class Warming:
 
 
 def _characters(call: Call) -> int:
-    """Of its texts: about the size of the body that nobody has sent."""
+    """Of its texts: about the size that its body would have."""
     texts = (message.get("content") for message in call.messages)
     return sum(len(text) for text in texts if isinstance(text, str))
 

@@ -95,7 +95,7 @@ def judge(
 
 
 def last_use(meta: EntryMeta) -> float:
-    """When nobody can be served it any more, stale rules included (unix seconds)."""
+    """When the gateway stops serving it, stale rules included (unix seconds)."""
     stale_s = max(meta.stale_while_revalidate_s, meta.stale_if_error_s)
     return meta.stored_at + meta.ttl_s + stale_s
 

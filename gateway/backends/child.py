@@ -106,7 +106,7 @@ class Child(asyncio.SubprocessProtocol):
 
     def _pass_on(self, data: bytes) -> None:
         if self._output is not None:
-            with contextlib.suppress(OSError, ValueError):  # nobody reads our log any more
+            with contextlib.suppress(OSError, ValueError):  # the reader of our log has gone
                 self._output.write(data)
                 self._output.flush()
 

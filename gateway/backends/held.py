@@ -39,7 +39,7 @@ class Held:
             self.told(fresh, name)
 
     def hear(self, ids: Sequence[str], name: str) -> None:
-        """Remember it, whoever saw it."""
+        """Remember it, from this process or from another."""
         for one in ids:
             if len(one) <= LONGEST:
                 self._by_id[one] = name

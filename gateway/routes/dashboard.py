@@ -53,7 +53,7 @@ class DashboardRoutes:
         router.add_get("/dashboard/{file:.+}", guarded(self.file))
 
     async def home(self, _: web.Request) -> web.Response:
-        """Whoever opens the bare address is led to the page."""
+        """Redirect the bare address to the page."""
         return web.Response(status=302, headers={**HEADERS, "Location": "/dashboard"})
 
     async def page(self, request: web.Request) -> web.Response:

@@ -46,7 +46,7 @@ async def put_together(gathered: Gathered) -> Listed:
         single, outcome = await _single(answer)
         if (
             finish_of(single, "embeddings") == "unfinished"
-        ):  # of a call for this input alone, which nobody took apart
+        ):  # of a call for this input alone: the gateway took no list apart
             raise BackendFault("the backend sent no vector", code="backend_bad_answer")
         datum = single["data"][0]
         for place in part.places:

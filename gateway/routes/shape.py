@@ -178,7 +178,7 @@ def as_gateway_error(error: Exception, request_id: str) -> GatewayError:
 
 
 def has_left(request: web.Request) -> bool:
-    """Whether there is nobody to answer any more."""
+    """Whether the client has closed its connection."""
     return request.transport is None or request.transport.is_closing()
 
 

@@ -1,9 +1,9 @@
 """A time limit and a circuit breaker around whatever is kept outside this process's memory.
 
-Each call may take so long and no longer (:mod:`gateway.store.store_time`). After a failure nobody else
-waits: calls fail at once until a probe in the background has found the place working. If that fails
-too, several times in a row, the circuit is open: one line in the log, probes become seldom and are only
-made while somebody asks. One late answer costs a few hits; a place that is gone costs the callers of one
+Each call may take so long and no longer (:mod:`gateway.store.store_time`). After a failure no further
+call waits: calls fail at once until a probe in the background has found the place working. If that fails
+too, several times in a row, the circuit is open: one line in the log, and the guard probes
+seldom, and only while requests come. One late answer costs a few hits; a place that is gone costs the callers of one
 moment one time limit.
 
 A place that is full (:class:`~gateway.store.base.StoreFull`) still gives back what it has: taking

@@ -50,7 +50,7 @@ class MemoryStore:
         return self._bars.add(what, at=at)
 
     async def refresh(self) -> None:
-        """See :meth:`gateway.store.base.Generations.refresh`. Nobody else changes it."""
+        """See :meth:`gateway.store.base.Generations.refresh`. No other process changes it."""
 
     def refuses(self, entry: Entry) -> bool:
         """Whether the entry was cleared or replaced after its flight began."""

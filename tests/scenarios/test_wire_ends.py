@@ -6,14 +6,12 @@ Each good answer is asked plain and streamed, is stored, and is replayed in both
 import json
 from typing import Any
 
-import orjson
 import pytest
 
 from tests.kit.scripted_upstream import (
     DONE,
     EVENTS,
     JSON,
-    WORDS,
     Reply,
     ScriptedUpstream,
     chat_body,
@@ -22,29 +20,8 @@ from tests.kit.scripted_upstream import (
     event,
     stream_reply,
 )
-from tests.kit.service import Answer, Service, serving
-
-ASKED = {"model": "m"}
-TEXT = "".join(WORDS)
-CHUNKS = chat_events(ASKED)
-
-
-async def is_answered_anew(service: Service, **body: Any) -> None:
-    """Nothing was stored: the next call reaches the upstream, which is well by now."""
-    await service.settled()
-    service.upstream.replies.clear()
-    answer = await service.chat(True, **body)
-    assert (answer.status, answer.text) == (200, TEXT)
-    assert answer.headers["X-Cache-Level"] == "none"
-
-
-def last_error(answer: Answer) -> dict[str, Any]:
-    """The error event that ends a stream, which has no ``[DONE]``."""
-    assert answer.status == 200
-    assert b"[DONE]" not in answer.raw
-    error: dict[str, Any] = orjson.loads(answer.events[-1])["error"]
-    assert error.keys() >= {"message", "type", "param", "code"}
-    return error
+from tests.kit.service import Answer, serving
+from tests.kit.wire import ASKED, CHUNKS, TEXT, is_answered_anew, last_error
 
 
 def text_of(answer: Answer) -> str:

@@ -15,19 +15,15 @@ from tests.kit.scripted_upstream import (
     DONE,
     EVENTS,
     JSON,
-    WORDS,
     Reply,
     ScriptedUpstream,
     chat_body,
-    chat_events,
     event,
     stream_reply,
 )
-from tests.kit.service import Answer, Service, serving
+from tests.kit.service import serving
+from tests.kit.wire import ASKED, CHUNKS, is_answered_anew, last_error
 
-ASKED = {"model": "m"}
-TEXT = "".join(WORDS)
-CHUNKS = chat_events(ASKED)
 MIDDLE = b"".join(CHUNKS[:3])
 HTML = "<html><head><title>502 Bad Gateway</title></head><body><h1>nginx</h1></body></html>"
 
@@ -166,24 +162,6 @@ WORDS_OF_200 = {
     "OpenRouter with choices": "slow down",
     "Anthropic": "Overloaded",
 }
-
-
-async def is_answered_anew(service: Service, **body: Any) -> None:
-    """Nothing was stored: the next call reaches the upstream, which is well by now."""
-    await service.settled()
-    service.upstream.replies.clear()
-    answer = await service.chat(True, **body)
-    assert (answer.status, answer.text) == (200, TEXT)
-    assert answer.headers["X-Cache-Level"] == "none"
-
-
-def last_error(answer: Answer) -> dict[str, Any]:
-    """The error event that ends a stream, which has no ``[DONE]``."""
-    assert answer.status == 200
-    assert b"[DONE]" not in answer.raw
-    error: dict[str, Any] = orjson.loads(answer.events[-1])["error"]
-    assert error.keys() >= {"message", "type", "param", "code"}
-    return error
 
 
 @pytest.mark.parametrize("name", ERRORS)
